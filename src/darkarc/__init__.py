@@ -1,0 +1,1 @@
+"""darkarc: calibrated posteriors of dark-matter properties from images of strong lenses."""

@@ -1,0 +1,257 @@
+"""Configuration: `params.yaml` to and from frozen, validated sections.
+
+Every key of `params.yaml` is a field here, with its meaning and its bounds; an unknown or misspelt
+key is an error that names it and proposes the nearest one. `load` reads a file and applies
+overrides (`train.epochs=3`); `Config.model_dump()` gives it back.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+CLASSES = ("axion", "cdm", "no_sub")
+"""Class order of the DeepLense classifiers: the index of a name is its label."""
+
+DEFAULT_TARGET = "log10_axion_mass_ev"
+
+TARGET_CLASS = {
+    "log10_axion_mass_ev": "axion",
+    "log10_subhalo_mass_msun": "cdm",
+}
+"""Targets that can be regressed (columns of `samples.parquet`) and the one class that has them."""
+
+PresetName = Literal["model_i", "model_ii", "model_iii"]
+Noise = Literal["none", "published", "physical"]
+Distances = Literal["deeplense", "physical"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file, the key and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    source: Literal["simulated", "deeplense"] = Field(
+        "simulated", description="where images come from: our simulator or a folder of DeepLense files"
+    )
+    path: str = Field(
+        "data/deeplense_files", description="folder or .tgz of DeepLense files (source: deeplense)"
+    )
+    memory_gb: float = Field(
+        4.0, gt=0, description="a split up to this size is held in memory, a larger one memory-mapped"
+    )
+
+
+class SimulateConfig(Section):
+    preset: PresetName = "model_iii"
+    noise: Noise = "physical"
+    distances: Distances = Field(
+        "deeplense", description="DeepLense's luminosity-distance quirk, or angular-diameter distances"
+    )
+    n_axion: int = Field(7000, ge=0, description="images of the axion class")
+    n_cdm: int = Field(1000, ge=0, description="images of the cdm class")
+    n_no_sub: int = Field(1000, ge=0, description="images of the no_sub class")
+    precision: Literal["float32", "float64"] = Field("float32", description="arithmetic of the simulator")
+
+    @model_validator(mode="after")
+    def _something_to_simulate(self) -> "SimulateConfig":
+        if self.n_axion + self.n_cdm + self.n_no_sub == 0:
+            raise ValueError("n_axion, n_cdm and n_no_sub are all 0: ask for at least one image")
+        return self
+
+
+class IngestConfig(Section):
+    on_bad: Literal["stop", "skip"] = Field(
+        "stop", description="a bad file stops the ingest, or goes to rejected.csv with its reason"
+    )
+
+
+class OutlierConfig(Section):
+    action: Literal["exclude", "flag"] = "flag"
+    contamination: float = Field(
+        0.002, gt=0, lt=0.5, description="share of train images the IsolationForest calls outliers"
+    )
+    trees: int = Field(200, ge=10, description="trees of the IsolationForest")
+
+
+class PrepareConfig(Section):
+    train: float = Field(0.7, ge=0, le=1, description="share of groups")
+    validation: float = Field(0.1, ge=0, le=1)
+    calibration: float = Field(0.05, ge=0, le=1)
+    test: float = Field(0.15, ge=0, le=1, description="ignored share if a published test set is there")
+    mass_bins: int = Field(10, ge=1, description="bins of the target that the split is stratified by")
+    outliers: OutlierConfig = OutlierConfig()
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> "PrepareConfig":
+        total = self.train + self.validation + self.calibration + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train + validation + calibration + test is {total:g}; it must be 1")
+        return self
+
+
+class ModelConfig(Section):
+    backbone: str = Field("small_resnet", description="a name of darkarc.models.BACKBONES")
+    width: float = Field(1.0, gt=0, le=8, description="multiplies every channel count of the backbone")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the heads")
+    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last residual branch")
+    normalisation: Literal["image", "dataset"] = Field(
+        "dataset", description="standardise by each image's own mean and deviation, or by the train split's"
+    )
+    stretch: Literal["none", "asinh"] = Field("none", description="stretch before standardisation")
+    head: Literal["binned", "gaussian"] = "binned"
+    bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
+
+
+class TrainConfig(Section):
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=2)
+    optimiser: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(4e-3, gt=0, description="the highest rate of the policy")
+    weight_decay: float = Field(0.01, ge=0)
+    policy: Literal["one_cycle", "plateau"] = "one_cycle"
+    warmup: float = Field(0.25, ge=0, lt=1, description="share of one-cycle's steps spent rising")
+    plateau_factor: float = Field(0.3, gt=0, lt=1, description="plateau: the rate is multiplied by this")
+    plateau_patience: int = Field(3, ge=0, description="plateau: epochs without gain before that")
+    early_stopping: int = Field(0, ge=0, description="epochs without gain before training stops; 0: never")
+    label_sigma_dex: float = Field(
+        0.02, gt=0, description="width of the soft histogram target, in units of the target"
+    )
+    class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
+    gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    dihedral: bool = Field(True, description="draw one of the 8 rotations and flips a sample and epoch")
+
+
+class EvaluateConfig(Section):
+    mass_bins: int = Field(8, ge=1, description="bins of the true target in the tables and figures")
+    examples: int = Field(6, ge=1, description="best and worst images to show, each")
+    batch_size: int = Field(256, ge=1)
+
+
+class RegisterConfig(Section):
+    name: str = Field("axion-mass-regressor", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    coverage_tolerance: float = Field(
+        0.06, gt=0, le=1, description="a champion's coverage lies this close to nominal at 68 and 90%"
+    )
+
+
+class TrackingConfig(Section):
+    experiment: str = Field("darkarc", min_length=1, description="name of the MLflow experiment")
+    system_metrics: bool = Field(True, description="CPU, memory and GPU use beside each run")
+
+
+class Config(Section):
+    """All of `params.yaml`."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    data: DataConfig = DataConfig()
+    simulate: SimulateConfig = SimulateConfig()
+    ingest: IngestConfig = IngestConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    targets: dict[str, tuple[float, float]] = Field(
+        {DEFAULT_TARGET: (-24.0, -22.0)}, min_length=1, description="columns to regress, each on its prior"
+    )
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_: RegisterConfig = Field(RegisterConfig(), alias="register")
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> "Config":
+        for name, (low, high) in self.targets.items():
+            if name not in TARGET_CLASS:
+                raise ValueError(f"targets.{name}: no such target; known are {', '.join(TARGET_CLASS)}")
+            if not low < high:
+                raise ValueError(f"targets.{name}: the prior range [{low:g}, {high:g}] is empty")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """The plain nested dictionary that `params.yaml` would hold."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key to value, as in `train.epochs`."""
+        return flatten(self.dump())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def load(path: str | Path = "params.yaml", overrides: Iterable[str] = ()) -> Config:
+    """Read a parameter file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises `ConfigError` that names the file and the key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the parameters: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as `train:`, found a {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: Mapping[str, Any], origin: str = "parameters") -> Config:
+    """Validate a nested mapping; `origin` names it in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: expected KEY=VALUE, such as train.epochs=3")
+    *parents, leaf = key.strip().split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override!r}: {'.'.join(parents)} is a value, not a section")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    known = Config().flat()
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, [*known, *Config().dump()], n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else "; see docs/parameters.md for every key"
+            lines.append(f"{origin}: {key}: unknown key{hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+            lines.append(f"{origin}: {key}: {message}{found}")
+    return "\n".join(lines)

@@ -1,0 +1,27 @@
+"""Fixtures of every test: seeds, and the real DeepLense files where they are at hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Tests do not depend on the order they run in."""
+    import torch
+
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with `golden/` and `deeplense_sample/`: real files that do not ship with the project."""
+    folder = Path(os.environ.get("DARKARC_SHARED", PROJECT.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"real DeepLense files are not here ({folder}); set DARKARC_SHARED to their folder")
+    return folder
