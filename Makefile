@@ -1,0 +1,58 @@
+# `make reproduce` and `make test` set up all that they need: a machine with Python 3.11 or newer is enough.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Nothing phones home: DVC's analytics, MLflow's telemetry, Ray's usage statistics.
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help setup reproduce test lint format bench docs ui lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "darkarc needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: setup  ## the whole pipeline: from nothing to a registered champion
+	dvc repro
+
+lint: setup  ## formatting, style, types and the order of the folders
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+test: lint  ## lint, then every test
+	python -m pytest
+
+format: setup  ## let ruff mend what it can
+	ruff format .
+	ruff check --fix .
+
+bench: setup  ## every benchmark, one after the other; they print ratios
+	@for file in benchmarks/*.py; do echo "== $$file"; python $$file || exit 1; done
+
+docs: setup  ## the documentation, into site/
+	mkdocs build --strict
+
+ui: setup  ## the MLflow UI on http://127.0.0.1:5000
+	python -m darkarc ui
+
+lock: setup  ## upgrade requirements.lock on purpose
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --upgrade \
+	  --custom-compile-command "make lock" --constraint constraints.txt --output-file requirements.lock
+
+clean:  ## remove the environment and what the pipeline made; the registry (mlflow.db, mlartifacts) stays
+	rm -rf $(VENV) data reports site .darkarc .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
