@@ -1,0 +1,46 @@
+"""Standardisation of raw pixels inside the model, so that training and serving cannot differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darkarc.config import ModelConfig
+
+
+class StatisticsError(ValueError):
+    """Statistics of the train split that cannot standardise anything."""
+
+
+class Standardise(nn.Module):
+    """Raw pixels (B, 1, H, W), any real dtype -> float32 of about zero mean and unit deviation.
+
+    `normalisation: dataset` uses mean and deviation of the train split, which keeps each image's
+    flux; `image` uses the image's own. `stretch: asinh` then compresses the bright arc.
+    """
+
+    def __init__(self, model: ModelConfig, statistics: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.per_image = model.normalisation == "image"
+        self.stretch = model.stretch
+        mean, std = float(statistics["mean"]), float(statistics["std"])
+        if not (std > 0 and abs(mean) < float("inf") and std < float("inf")):
+            raise StatisticsError(
+                f"statistics: expected a finite mean and a positive std of the train pixels, "
+                f"found {mean}, {std}"
+            )
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Outside of autocast: raw counts in bfloat16 would lose the very differences that matter.
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(torch.float32)
+            if self.per_image:
+                centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+                deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+                # The floor keeps a constant image finite: it becomes all zeros.
+                images = centred / deviation.clamp_min(1e-6 * self.std)
+            else:
+                images = (images - self.mean) / self.std
+            return torch.asinh(images) if self.stretch == "asinh" else images

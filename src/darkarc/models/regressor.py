@@ -1,0 +1,256 @@
+"""`Regressor`: raw images in, densities and class probabilities out, all preprocessing inside."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from darkarc.config import CLASSES, TARGET_CLASS, ModelConfig
+from darkarc.models.backbones import BACKBONES
+from darkarc.models.heads import HEADS, Grid
+from darkarc.models.posterior import Posterior
+from darkarc.models.preprocessing import Standardise
+from darkarc.models.sealed import read_sealed, write_sealed
+
+SCHEMA_VERSION = 1
+QUANTILE_LEVELS = (0.05, 0.16, 0.84, 0.95)
+"""Levels of `Prediction.quantiles`, those of the prediction table."""
+
+WEIGHTS_FILE = "regressor.safetensors"
+SPEC_FILE = "regressor.json"
+
+
+class RegressorError(ValueError):
+    """A regressor that cannot be built or loaded, or images that it cannot take."""
+
+
+class Prediction(NamedTuple):
+    """What `Regressor.forward` gives for B images, T targets, K bins.
+
+    density (B, T, K) per unit of the target; median (B, T); quantiles (B, T, 4) at
+    `QUANTILE_LEVELS`; class_probability (B, 3) in the order of `CLASSES`.
+    """
+
+    density: Tensor
+    median: Tensor
+    quantiles: Tensor
+    class_probability: Tensor
+
+
+@dataclass(frozen=True)
+class RegressorSpec:
+    """All that is needed to rebuild a regressor around its weights.
+
+    targets: name -> prior range; shape: (H, W) in pixels; model: the `model` section as a plain dict;
+    statistics: content of the prepared store's `statistics.json` (train split, stored pixel units).
+    """
+
+    targets: dict[str, tuple[float, float]]
+    shape: tuple[int, int]
+    model: dict[str, Any]
+    statistics: dict[str, Any]
+    instrument: str
+    classes: tuple[str, ...] = CLASSES
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise RegressorError(
+                f"this regressor has schema version {self.schema_version}, this darkarc reads "
+                f"{SCHEMA_VERSION}: use the version of darkarc that wrote it"
+            )
+        if tuple(self.classes) != CLASSES:
+            raise RegressorError(f"expected the classes {CLASSES}, found {self.classes}")
+        unknown = [name for name in self.targets if name not in TARGET_CLASS]
+        if unknown or not self.targets:
+            raise RegressorError(
+                f"expected targets among {', '.join(TARGET_CLASS)}, found {list(self.targets)}"
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "RegressorSpec":
+        """Raises `RegressorError` if the text is no specification."""
+        try:
+            tree: Mapping[str, Any] = json.loads(text)
+            return cls(
+                targets={name: (float(low), float(high)) for name, (low, high) in tree["targets"].items()},
+                shape=(int(tree["shape"][0]), int(tree["shape"][1])),
+                model=dict(tree["model"]),
+                statistics=dict(tree["statistics"]),
+                instrument=str(tree["instrument"]),
+                classes=tuple(tree["classes"]),
+                schema_version=int(tree["schema_version"]),
+            )
+        except RegressorError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise RegressorError(f"not a regressor's specification: {error!r}") from error
+
+
+class Regressor(nn.Module):
+    """Raw images (B, 1, H, W) of the training instrument, any real dtype -> `Prediction`."""
+
+    levels: Tensor
+
+    def __init__(self, spec: RegressorSpec) -> None:
+        super().__init__()
+        model = ModelConfig.model_validate(spec.model)
+        if model.backbone not in BACKBONES:
+            raise RegressorError(
+                f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone!r}"
+            )
+        self.spec = spec
+        self.head = HEADS[model.head]
+        self.standardise = Standardise(model, spec.statistics)
+        self.backbone = BACKBONES[model.backbone](model, spec.shape)
+        self.dropout = nn.Dropout(model.dropout)
+        self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
+        self.n_outputs = self.head.n_outputs(model.bins)
+        self.target_layer = nn.Linear(self.backbone.n_features, len(spec.targets) * self.n_outputs)
+        self.class_layer = nn.Linear(self.backbone.n_features, len(spec.classes))
+        for layer in (self.target_layer, self.class_layer):
+            # Untrained, the answer is the prior.
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        levels = torch.tensor([0.5, *QUANTILE_LEVELS])
+        self.register_buffer("levels", levels, persistent=False)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(self.spec.targets)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.spec.shape
+
+    def edges(self, target: str | None = None) -> NDArray[np.float64]:
+        """(K+1,) bin edges of a target's grid (default: the first target)."""
+        grid = cast(Grid, self.grids[self._target_index(target)])
+        return grid.edges.cpu().numpy()
+
+    def head_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) -> the heads' numbers (B, T, n_outputs) and class logits (B, 3), for the losses."""
+        features = self.dropout(self.backbone(self.standardise(images)))
+        outputs = self.target_layer(features).unflatten(1, (len(self.grids), self.n_outputs))
+        return outputs.float(), self.class_layer(features).float()
+
+    def forward(self, images: Tensor) -> Prediction:
+        outputs, class_logits = self.head_outputs(images)
+        densities, quantiles = [], []
+        for t, grid in enumerate(self.grids):
+            assert isinstance(grid, Grid)
+            probability = self.head.logits(outputs[:, t], grid).softmax(dim=1)  # (B, K)
+            densities.append(probability / grid.width)
+            quantiles.append(self._quantiles(probability, grid))
+        all_quantiles = torch.stack(quantiles, dim=1)  # (B, T, 5)
+        return Prediction(
+            density=torch.stack(densities, dim=1),
+            median=all_quantiles[:, :, 0],
+            quantiles=all_quantiles[:, :, 1:],
+            class_probability=class_logits.softmax(dim=1),
+        )
+
+    def _quantiles(self, probability: Tensor, grid: Grid) -> Tensor:
+        """(B, K) -> (B, 5) at `levels`: `Posterior.quantile` in operations that ONNX has."""
+        cumulative = probability.cumsum(dim=1)
+        cumulative = cumulative / cumulative[:, -1:]
+        below = cumulative[:, None, :] < self.levels[None, :, None]  # (B, 5, K)
+        k = below.to(torch.int64).sum(dim=2).clamp(max=grid.bins - 1)  # (B, 5)
+        high = cumulative.gather(1, k)
+        step = (cumulative - nn.functional.pad(cumulative[:, :-1], (1, 0))).gather(1, k)
+        share = 1 - (high - self.levels) / step.clamp_min(torch.finfo(torch.float32).tiny)
+        return grid.low + grid.width * (k + share.clamp(0, 1))
+
+    def _target_index(self, target: str | None) -> int:
+        if target is None:
+            return 0
+        if target not in self.spec.targets:
+            raise RegressorError(f"this regressor knows {', '.join(self.targets)}, not {target!r}")
+        return self.targets.index(target)
+
+    @torch.inference_mode()
+    def predict(
+        self, images: NDArray[Any] | Tensor, *, target: str | None = None, batch_size: int = 256
+    ) -> Posterior:
+        """Posterior of one target (default: the first) for images (N, H, W), (N, 1, H, W) or (H, W).
+
+        Raises `RegressorError` for images of another shape.
+        """
+        index = self._target_index(target)
+        batch = as_image_batch(images, self.shape)
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        try:
+            parts = [self(chunk.to(device)) for chunk in batch.split(batch_size)]
+        finally:
+            self.train(training)
+        density = [part.density[:, index].double().cpu() for part in parts]
+        classes = [part.class_probability.double().cpu() for part in parts]
+        return Posterior(
+            self.edges(target), torch.cat(density).numpy(), torch.cat(classes).numpy(), self.targets[index]
+        )
+
+
+def as_image_batch(images: NDArray[Any] | Tensor, shape: tuple[int, int]) -> Tensor:
+    """Images (N, H, W), (N, 1, H, W) or (H, W) of any real dtype -> (N, 1, H, W).
+
+    Raises `RegressorError` unless they have the (H, W) that the regressor was trained on.
+    """
+    if not isinstance(images, Tensor):
+        array = np.asarray(images)
+        if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+            raise RegressorError(f"expected images of real numbers, found dtype {array.dtype}")
+        if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8) or not array.dtype.isnative:
+            array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+        images = torch.from_numpy(np.array(array) if not array.flags.writeable else array)
+    if images.ndim == 2:
+        images = images[None]
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim != 4 or images.shape[1] != 1 or tuple(images.shape[2:]) != shape:
+        height, width = shape
+        raise RegressorError(
+            f"this regressor takes images of {height} x {width} pixels, as (N, {height}, {width}), "
+            f"(N, 1, {height}, {width}) or ({height}, {width}); found {tuple(images.shape)}"
+        )
+    return images
+
+
+def save_regressor(regressor: Regressor, folder: str | Path) -> Path:
+    """Write the weights, the specification and a manifest with SHA-256 into `folder`, atomically."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in regressor.state_dict().items()}
+    spec = regressor.spec.to_json() + "\n"
+    return write_sealed(folder, {WEIGHTS_FILE: save(state), SPEC_FILE: spec.encode()})
+
+
+def load_regressor(folder: str | Path, device: str | torch.device = "cpu") -> Regressor:
+    """Read what `save_regressor` wrote, check it, and give the regressor in evaluation mode.
+
+    Raises `RegressorError` that names the file and what is wrong with it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        files = read_sealed(folder)
+        regressor = Regressor(RegressorSpec.from_json(files[SPEC_FILE]))
+        regressor.load_state_dict(load(files[WEIGHTS_FILE]))
+    except KeyError as error:
+        raise RegressorError(f"{folder}: not a regressor's folder: its manifest lists no {error}") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise RegressorError(f"{folder}: the weights do not fit the specification: {error}") from error
+    except ValueError as error:
+        raise RegressorError(f"{folder}: cannot load a regressor: {error}") from error
+    return regressor.to(device).eval()
