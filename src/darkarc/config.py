@@ -74,11 +74,16 @@ class IngestConfig(Section):
 
 
 class OutlierConfig(Section):
-    action: Literal["exclude", "flag"] = "flag"
+    action: Literal["exclude", "flag"] = Field(
+        "flag", description="leave outliers out of the prepared store, or only name them in quality.parquet"
+    )
     contamination: float = Field(
         0.002, gt=0, lt=0.5, description="share of train images the IsolationForest calls outliers"
     )
     trees: int = Field(200, ge=10, description="trees of the IsolationForest")
+    largest_share: float = Field(
+        0.05, gt=0, lt=1, description="the forest calls at most this share of a class and mass bin outliers"
+    )
 
 
 class PrepareConfig(Section):
@@ -126,7 +131,10 @@ class TrainConfig(Section):
     )
     class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
-    dihedral: bool = Field(True, description="draw one of the 8 rotations and flips a sample and epoch")
+    dihedral: Literal["none", "flips", "full"] = Field(
+        "flips",
+        description="drawn a sample and epoch: the 4 flips that keep the lens, or all 8 rotations and flips",
+    )
 
 
 class EvaluateConfig(Section):
@@ -145,6 +153,10 @@ class RegisterConfig(Section):
 class TrackingConfig(Section):
     experiment: str = Field("darkarc", min_length=1, description="name of the MLflow experiment")
     system_metrics: bool = Field(True, description="CPU, memory and GPU use beside each run")
+    system_metrics_interval_s: float = Field(10.0, ge=0.1, description="seconds between two samples of them")
+    patience_s: float = Field(
+        20.0, ge=0, description="seconds that the end of a run waits for a server that does not answer"
+    )
 
 
 class Config(Section):

@@ -144,7 +144,10 @@ class Regressor(nn.Module):
         return outputs.float(), self.class_layer(features).float()
 
     def forward(self, images: Tensor) -> Prediction:
-        outputs, class_logits = self.head_outputs(images)
+        return self.summarise(*self.head_outputs(images))
+
+    def summarise(self, outputs: Tensor, class_logits: Tensor) -> Prediction:
+        """What `head_outputs` gave -> `Prediction`."""
         densities, quantiles = [], []
         for t, grid in enumerate(self.grids):
             assert isinstance(grid, Grid)

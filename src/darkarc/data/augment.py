@@ -1,0 +1,59 @@
+"""Dihedral augmentation, drawn per sample as a pure function of (seed, epoch, index)."""
+
+import torch
+from torch import Tensor
+
+GROUPS = {"none": 1, "flips": 4, "full": 8}
+"""`train.dihedral` -> number of elements of the group; the codes of a smaller group come first.
+
+Every preset's lens is elliptical along the axes and sheared along them, so that only the four
+elements of "flips" map it onto itself; a rotation by 90 degrees shows a lens that does not exist.
+"""
+
+# Constants of splitmix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) as signed integers.
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
+
+def hash_indices(seed: int, stream: int, indices: Tensor) -> Tensor:
+    """(n,) non-negative 63-bit hashes of (seed, stream, index), the same on every device.
+
+    splitmix64 in wrapping int64 arithmetic; its shifts are logical.
+    """
+    state = torch.full((), seed, dtype=torch.int64, device=indices.device)
+    for value in (torch.full_like(state, stream), indices.to(torch.int64)):
+        state = _mix(state + _GAMMA) ^ value
+    return _mix(state + _GAMMA) & (2**63 - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MULTIPLIERS[0]
+    z = (z ^ _shift_right(z, 27)) * _MULTIPLIERS[1]
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & (2 ** (64 - bits) - 1)
+
+
+def dihedral_codes(seed: int, epoch: int, indices: Tensor, group: str = "full") -> Tensor:
+    """(B,) element of the dihedral group for each sample index in this epoch, below `GROUPS[group]`."""
+    return (hash_indices(seed, 2 * epoch + 1, indices) >> 32) % GROUPS[group]
+
+
+def dihedral(images: Tensor, codes: Tensor) -> Tensor:
+    """Images (B, 1, H, W), each under its own element of the dihedral group, codes (B,) in 0..7.
+
+    Bit 0 reverses the columns, bit 1 the rows, bit 2 then exchanges rows and columns (H = W only).
+    """
+    bits = codes[:, None, None, None]
+    images = torch.where((bits & 1).bool(), images.flip(3), images)
+    images = torch.where((bits & 2).bool(), images.flip(2), images)
+    if images.shape[2] == images.shape[3]:
+        return torch.where((bits & 4).bool(), images.transpose(2, 3), images)
+    if bool((codes & 4).any()):
+        raise ValueError(
+            f"images of {images.shape[2]} x {images.shape[3]} pixels cannot be rotated by 90 degrees: "
+            "set train.dihedral to flips or none"
+        )
+    return images

@@ -1,0 +1,109 @@
+"""Batches of a prepared store on the device: resident in memory where they fit, else memory-mapped."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darkarc.config import CLASSES, TARGET_CLASS
+from darkarc.data.augment import hash_indices
+from darkarc.data.store import Store
+
+PRIOR_TOLERANCE = 1e-6
+"""A truth this far outside its prior range (in its units) is rounding; it is moved to the edge."""
+
+
+class BatchError(ValueError):
+    """A split that cannot be trained on or evaluated."""
+
+
+class Batch(NamedTuple):
+    """images (B, 1, H, W) as stored; classes (B,) int64; truth (B, T) float32, nan where not defined."""
+
+    images: Tensor
+    classes: Tensor
+    truth: Tensor
+
+
+def epoch_order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """(n,) permutation of 0..n-1: a pure function of (seed, epoch, n), the same on every device."""
+    keys = hash_indices(seed, 2 * epoch, torch.arange(n, device=device))
+    return torch.argsort(keys, stable=True)
+
+
+class ImageSource:
+    """One split of a prepared store.
+
+    Images up to `memory_gb` in total are copied to the device once, in their stored type, and batches
+    are gathered there; larger splits stay memory-mapped and only batches travel.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        targets: dict[str, tuple[float, float]],
+        *,
+        memory_gb: float = 4.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raises `BatchError` if the split is empty or a truth lies outside of its prior range."""
+        table = store.samples
+        splits = np.asarray(table.column("split").to_pylist(), dtype=object)
+        self.rows = np.flatnonzero(splits == split)
+        if len(self.rows) == 0:
+            raise BatchError(f"{store.path}: no samples in the {split} split; raise prepare.{split}")
+        names = np.asarray(table.column("class").to_pylist(), dtype=object)[self.rows]
+        self.split = split
+        self.device = torch.device(device)
+        self.classes = torch.tensor([CLASSES.index(name) for name in names], device=self.device)
+        truths = [
+            _truth(table.column(name).to_numpy()[self.rows], names, name, prior, f"{store.path} ({split})")
+            for name, prior in targets.items()
+        ]
+        self.truth = torch.from_numpy(np.stack(truths, axis=1)).to(self.device)
+        self._store = store
+        height, width = store.shape
+        n_bytes = len(self.rows) * height * width * np.dtype(store.manifest.dtype).itemsize
+        self.resident: Tensor | None = None
+        if n_bytes <= memory_gb * 1e9:
+            self.resident = self._read(self.rows).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Samples of this split by their position in it; `indices` (B,) on the device."""
+        if self.resident is not None:
+            images = self.resident[indices]
+        else:
+            images = self._read(self.rows[indices.cpu().numpy()]).to(self.device, non_blocking=True)
+        return Batch(images, self.classes[indices], self.truth[indices])
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        images = np.array(self._store.images(rows))
+        if images.dtype.kind == "u":
+            # torch computes on few unsigned types; the next signed one holds every count.
+            images = images.astype(np.int16 if images.dtype.itemsize == 1 else np.int64)
+        return torch.from_numpy(images)[:, None]
+
+
+def _truth(
+    values: np.ndarray, classes: np.ndarray, target: str, prior: tuple[float, float], where: str
+) -> np.ndarray:
+    """(N,) float32 truth of a target: nan for samples of classes that do not have it."""
+    truth = np.where(classes == TARGET_CLASS[target], values.astype(np.float64), np.nan)
+    known = truth[np.isfinite(truth)]
+    if len(known) == 0:
+        raise BatchError(
+            f"{where}: no {TARGET_CLASS[target]} sample with a {target}, so there is nothing to learn it from"
+        )
+    low, high = prior
+    outside = (known < low - PRIOR_TOLERANCE) | (known > high + PRIOR_TOLERANCE)
+    if outside.any():
+        raise BatchError(
+            f"{where}: {int(outside.sum())} of {len(known)} samples have {target} outside of its prior range "
+            f"[{low:g}, {high:g}] (they span {known.min():g} to {known.max():g}): widen targets.{target}"
+        )
+    return np.clip(truth, low, high).astype(np.float32)

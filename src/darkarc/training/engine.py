@@ -1,0 +1,245 @@
+"""The training loop: reads top to bottom, and goes on after a kill as if nothing had happened."""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from darkarc.config import Config, TrainConfig
+from darkarc.data.augment import GROUPS, dihedral, dihedral_codes, hash_indices
+from darkarc.data.batches import Batch, ImageSource, epoch_order
+from darkarc.data.prepare import read_statistics
+from darkarc.data.store import Store
+from darkarc.models import Grid, Regressor, RegressorSpec
+from darkarc.tracking.tracker import Tracker
+from darkarc.training.checkpoints import Progress, restore_checkpoint, save_checkpoint, to_cpu
+from darkarc.training.display import Display, Silent, Terminal
+from darkarc.training.fingerprint import environment, training_digest
+from darkarc.training.interruption import StopRequest, TrainingInterrupted
+from darkarc.training.objectives import autocast, objective, target_losses, validate
+from darkarc.training.optimisers import build_optimiser, learning_rate
+
+PRIOR_TOLERANCE_NATS = 0.3
+
+
+class TrainingError(ValueError):
+    """A training that cannot start or go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """regressor: in evaluation mode, with the best epoch's weights; history: a row an epoch
+    (epoch, learning_rate, train_loss, val_loss, val_mae_dex, val_class_accuracy); best_epoch counts
+    from 1; stopped_early: whether `train.early_stopping` ended it; digest: names this training.
+    """
+
+    regressor: Regressor
+    history: list[dict[str, float]]
+    best_epoch: int
+    stopped_early: bool
+    digest: str
+
+
+def train(
+    config: Config, prepared: Store, *, workdir: Path, tracker: Tracker, progress: bool = True
+) -> TrainResult:
+    """Train a regressor on the train split of a prepared store, watching the validation split.
+
+    Checkpoints go to `workdir/<digest>/`, where the digest stands for parameters, data and code: the
+    same call after a kill goes on there, to the same bits on the same CPU; another configuration
+    starts in a folder of its own.
+
+    Raises `TrainingError` or `BatchError` for data or parameters that cannot work, and
+    `TrainingInterrupted` after SIGTERM or Ctrl-C, with a checkpoint left behind.
+    """
+    device = choose_device(config.device)
+    digest = training_digest(config, prepared)
+    folder = Path(workdir) / digest[:16]
+    memory_gb = config.data.memory_gb
+    source = ImageSource(prepared, "train", config.targets, memory_gb=memory_gb, device=device)
+    held_out = ImageSource(prepared, "validation", config.targets, memory_gb=memory_gb, device=device)
+    with ExitStack() as stack:
+        # Weights, dropout and stochastic depth draw from streams of their own; the caller's stay.
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stop = stack.enter_context(StopRequest())
+        torch.manual_seed(config.seed)
+        regressor = new_regressor(config, prepared).to(device).to(memory_format=torch.channels_last)
+        batch_size = min(config.train.batch_size, len(source))
+        n_steps = config.train.epochs * (len(source) // batch_size)
+        display: Display = Silent()
+        if progress:
+            display = stack.enter_context(Terminal(n_steps, config.train.epochs))
+        _check_prior(regressor, held_out, config.train)
+        state, best = _fit(config, regressor, source, held_out, folder, tracker, display, stop)
+    regressor.load_state_dict(best)
+    return TrainResult(regressor.eval(), state.history, state.best_epoch, state.stopped_early, digest)
+
+
+def _fit(
+    config: Config,
+    regressor: Regressor,
+    source: ImageSource,
+    held_out: ImageSource,
+    folder: Path,
+    tracker: Tracker,
+    display: Display,
+    stop: StopRequest,
+) -> tuple[Progress, dict[str, Tensor]]:
+    """The loop. Returns the final state and the best epoch's weights."""
+    settings, seed, device = config.train, config.seed, source.device
+    batch_size = min(settings.batch_size, len(source))
+    steps_per_epoch = len(source) // batch_size
+    n_steps = settings.epochs * steps_per_epoch
+    optimiser = build_optimiser(regressor, settings)
+    state, best = _start(folder, regressor, optimiser, display)
+    loss_sum = torch.full((), state.train_loss_sum, dtype=torch.float64, device=device)
+
+    while state.step < n_steps and not state.stopped_early:
+        epoch, position = divmod(state.step, steps_per_epoch)
+        order = epoch_order(seed, epoch, len(source), device)
+        regressor.train()
+        for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
+            indices = order[start : start + batch_size]
+            batch = augmented(source.batch(indices), indices, settings, seed, epoch)
+            rate = learning_rate(settings, state.step, n_steps, state.plateau)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(_step_seed(seed, state.step))  # dropout knows no history
+            with autocast(device):
+                loss = objective(regressor, batch, settings)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.gradient_clip > 0:
+                nn.utils.clip_grad_norm_(regressor.parameters(), settings.gradient_clip)
+            optimiser.step()
+            loss_sum += loss.detach()  # stays on the device: no synchronisation inside an epoch
+            state.step += 1
+            display.advance(state.step)
+            if stop.name and state.step % steps_per_epoch:
+                break
+        if state.step % steps_per_epoch == 0:
+            train_loss = _finite(loss_sum.item() / steps_per_epoch, epoch, rate)
+            loss_sum.zero_()
+            row = {"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss}
+            row |= validate(regressor, held_out, settings)
+            best = _end_epoch(state, row, regressor, best, settings)
+            tracker.log_metrics({k: v for k, v in row.items() if math.isfinite(v)}, step=epoch + 1)
+            display.epoch(row)
+        state.train_loss_sum = loss_sum.item()
+        save_checkpoint(folder, state, regressor, optimiser, best)
+        if stop.name and state.step < n_steps:
+            raise TrainingInterrupted(
+                f"{stop.name} after step {state.step} of {n_steps}: the same command goes on from there"
+            )
+    return state, best
+
+
+def _start(
+    folder: Path, regressor: Regressor, optimiser: torch.optim.Optimizer, display: Display
+) -> tuple[Progress, dict[str, Tensor]]:
+    """The newest sound checkpoint of this training, or its beginning."""
+    restored = restore_checkpoint(folder, regressor, optimiser, display.say)
+    if restored is None:
+        return Progress(environment=environment()), to_cpu(regressor.state_dict())
+    state, best = restored
+    display.say(f"going on after step {state.step} from {folder.name}")
+    if state.environment != environment():
+        display.say(
+            f"this training began with {state.environment} and goes on with {environment()}: "
+            "the weights will be as good, but not the same to the last bit"
+        )
+        state.environment = environment()
+    return state, best
+
+
+def _end_epoch(
+    state: Progress,
+    row: dict[str, float],
+    regressor: Regressor,
+    best: dict[str, Tensor],
+    settings: TrainConfig,
+) -> dict[str, Tensor]:
+    """Book an epoch: history, best weights, plateau, early stopping. Returns the best weights."""
+    state.history.append(row)
+    val_loss = row["val_loss"]
+    if val_loss < state.best_loss:
+        state.best_loss, state.best_epoch = val_loss, int(row["epoch"])
+        best = to_cpu(regressor.state_dict())
+    state.plateau.observe(val_loss, settings.plateau_patience)
+    waited = int(row["epoch"]) - state.best_epoch
+    state.stopped_early = 0 < settings.early_stopping <= waited
+    return best
+
+
+def augmented(batch: Batch, indices: Tensor, settings: TrainConfig, seed: int, epoch: int) -> Batch:
+    """The batch under this epoch's dihedral draws; `indices` (B,) are positions in the split."""
+    if settings.dihedral == "none":
+        return batch
+    codes = dihedral_codes(seed, epoch, indices, settings.dihedral)
+    return batch._replace(images=dihedral(batch.images, codes))
+
+
+def new_regressor(config: Config, prepared: Store) -> Regressor:
+    """An untrained regressor for a prepared store; its weights come from torch's current seed."""
+    if config.train.dihedral == "full" and prepared.shape[0] != prepared.shape[1]:
+        raise TrainingError(
+            f"train.dihedral is full, but images of {prepared.shape} pixels cannot be rotated by 90 degrees: "
+            "set it to flips or none"
+        )
+    assert config.train.dihedral in GROUPS
+    return Regressor(
+        RegressorSpec(
+            targets=dict(config.targets),
+            shape=prepared.shape,
+            model=config.model.model_dump(mode="json"),
+            statistics=read_statistics(prepared.path),
+            instrument=prepared.manifest.instrument,
+        )
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes a GPU where there is one. Raises `TrainingError` if cuda is asked for in vain."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device: cuda was asked for, but torch finds no GPU: set device to auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+
+
+@torch.inference_mode()
+def _check_prior(regressor: Regressor, source: ImageSource, settings: TrainConfig) -> None:
+    """Untrained, every target scores its prior, log(range): anything else is a wrong scale or shape."""
+    batch = source.batch(torch.arange(min(256, len(source)), device=source.device))
+    outputs, _ = regressor.eval().head_outputs(batch.images)
+    if not bool(outputs.isfinite().all()):
+        raise TrainingError(
+            f"the {source.split} images give outputs that are not finite: look for NaN or infinite pixels"
+        )
+    losses = target_losses(regressor, outputs, batch.truth, settings.label_sigma_dex)
+    known = batch.truth.isfinite()
+    for t, (name, grid) in enumerate(zip(regressor.targets, regressor.grids, strict=True)):
+        prior = math.log(cast(Grid, grid).high - cast(Grid, grid).low)
+        scores = losses[:, t][known[:, t]]
+        if len(scores) and abs(scores.mean().item() - prior) > PRIOR_TOLERANCE_NATS:
+            raise TrainingError(
+                f"targets.{name}: untrained, the loss should be about the prior's {prior:.2f} nats, but it "
+                f"is {scores.mean().item():.2f}: is train.label_sigma_dex far wider than the prior range?"
+            )
+
+
+def _finite(loss: float, epoch: int, rate: float) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the training loss became {loss} in epoch {epoch + 1} at a learning rate of {rate:.2g}: lower "
+            "train.learning_rate or set train.gradient_clip; the checkpoint of the epoch before is kept"
+        )
+    return loss
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(hash_indices(seed, -1, torch.tensor([step])).item())

@@ -1,0 +1,39 @@
+"""The digest that names a training: two with the same digest give the same weights."""
+
+import hashlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from darkarc.config import Config
+from darkarc.data.store import Store
+
+_SOURCES = ("darkarc.models", "darkarc.training", "darkarc.data.batches", "darkarc.data.augment")
+
+
+def training_digest(config: Config, prepared: Store) -> str:
+    """SHA-256 (hex) of all that the weights depend on: parameters, data, code and the torch version."""
+    tree = config.dump()
+    parts = {key: tree[key] for key in ("seed", "targets", "model", "train")}
+    facts = parts | {"data": prepared.digest, "code": _code_digest(), "torch": torch.__version__}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def environment() -> dict[str, str | int]:
+    """What may change the last bits without being part of the digest."""
+    return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def _code_digest() -> str:
+    """SHA-256 of the source of models and training: changed code never goes on from an old checkpoint."""
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        spec = find_spec(name)
+        assert spec is not None and spec.origin is not None, name
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

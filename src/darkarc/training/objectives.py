@@ -1,0 +1,70 @@
+"""What is minimised and what is watched: losses of heads and classes, and the validation pass."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from darkarc.config import TrainConfig
+from darkarc.data.batches import Batch, ImageSource
+from darkarc.models import Grid, Regressor
+
+VALIDATION_BATCH = 512
+
+
+def target_losses(regressor: Regressor, outputs: Tensor, truth: Tensor, label_sigma: float) -> Tensor:
+    """(B, T) negative log density of each truth, in nats; 0 where a sample has no such target.
+
+    outputs (B, T, n_outputs), truth (B, T) with nan where it is not defined.
+    """
+    # A (B, 1) against a (B,) would broadcast to (B, B) and train on nonsense.
+    assert outputs.shape[:2] == truth.shape, (outputs.shape, truth.shape)
+    losses = []
+    for t, grid in enumerate(regressor.grids):
+        assert isinstance(grid, Grid)
+        column = truth[:, t]
+        known = column.isfinite()
+        safe = torch.where(known, column, torch.full_like(column, (grid.low + grid.high) / 2))
+        loss = regressor.head.loss(outputs[:, t], safe, grid, label_sigma)
+        assert loss.shape == column.shape, (loss.shape, column.shape)
+        losses.append(torch.where(known, loss, torch.zeros_like(loss)))
+    return torch.stack(losses, dim=1)
+
+
+def objective(regressor: Regressor, batch: Batch, train: TrainConfig) -> Tensor:
+    """Scalar loss of a batch: mean of each target over the samples that have it, plus the classes'."""
+    outputs, class_logits = regressor.head_outputs(batch.images)
+    losses = target_losses(regressor, outputs, batch.truth, train.label_sigma_dex)
+    count = batch.truth.isfinite().sum(dim=0).clamp_min(1)
+    class_loss = functional.cross_entropy(class_logits, batch.classes)
+    return (losses.sum(dim=0) / count).sum() + train.class_weight * class_loss
+
+
+@torch.inference_mode()
+def validate(regressor: Regressor, source: ImageSource, train: TrainConfig) -> dict[str, float]:
+    """`val_loss` (as the training objective), `val_mae_dex` of the first target, of the others
+    `val_mae_<target>`, and `val_class_accuracy`, over a whole split."""
+    regressor.eval()
+    known = source.truth.isfinite()
+    sums = torch.zeros(2, len(regressor.targets), dtype=torch.float64, device=source.device)
+    class_sums = torch.zeros(2, dtype=torch.float64, device=source.device)
+    for indices in torch.arange(len(source), device=source.device).split(VALIDATION_BATCH):
+        batch = source.batch(indices)
+        with autocast(source.device):
+            outputs, class_logits = regressor.head_outputs(batch.images)
+        prediction = regressor.summarise(outputs, class_logits)
+        sums[0] += target_losses(regressor, outputs, batch.truth, train.label_sigma_dex).double().sum(dim=0)
+        error = torch.where(known[indices], (prediction.median - batch.truth).abs(), 0.0)
+        assert error.shape == batch.truth.shape, (error.shape, batch.truth.shape)
+        sums[1] += error.double().sum(dim=0)
+        class_sums[0] += functional.cross_entropy(class_logits, batch.classes, reduction="sum").double()
+        class_sums[1] += (class_logits.argmax(dim=1) == batch.classes).sum()
+    nll, mae = (sums / known.sum(dim=0)).tolist()
+    class_loss, accuracy = (class_sums / len(source)).tolist()
+    metrics = {"val_loss": sum(nll) + train.class_weight * class_loss, "val_mae_dex": mae[0]}
+    metrics |= {f"val_mae_{name}": mae[t] for t, name in enumerate(regressor.targets) if t > 0}
+    return metrics | {"val_class_accuracy": accuracy}
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; float32 on the CPU, where the bits are promised."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
