@@ -1,1 +1,30 @@
-"""."""
+"""Everything that knows MLflow: runs with a durable journal, lineage, the model registry, promotion."""
+
+from darkarc.tracking import _environment
+
+_environment.set_defaults()  # before anything imports mlflow
+
+from darkarc.tracking.errors import JournalError, RegistryError, TrackingError  # noqa: E402
+from darkarc.tracking.journal import Journal  # noqa: E402
+from darkarc.tracking.lineage import git_commit, lineage_tags  # noqa: E402
+from darkarc.tracking.location import open_client, project_root, tracking_uri  # noqa: E402
+from darkarc.tracking.run_tracker import RunTracker  # noqa: E402
+from darkarc.tracking.runs import replay, start_run  # noqa: E402
+from darkarc.tracking.tracker import NullTracker, Tracker  # noqa: E402
+
+__all__ = [
+    "Journal",
+    "JournalError",
+    "NullTracker",
+    "RegistryError",
+    "RunTracker",
+    "Tracker",
+    "TrackingError",
+    "git_commit",
+    "lineage_tags",
+    "open_client",
+    "project_root",
+    "replay",
+    "start_run",
+    "tracking_uri",
+]

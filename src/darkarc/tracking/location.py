@@ -1,0 +1,142 @@
+"""Where runs and models are kept: an SQLite database in the project, or a server."""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from darkarc.tracking import _environment
+from darkarc.tracking._lock import FileLock
+from darkarc.tracking.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+
+
+def project_root() -> Path:
+    """Nearest folder, from the working directory upwards, that holds `dvc.yaml` or `params.yaml`.
+
+    Inside a DVC stage it is the real project (`DVC_ROOT`), also when DVC runs the stage in a
+    temporary copy. Without any of these: the working directory.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() or (folder / "params.yaml").is_file():
+            return folder
+    return here
+
+
+def tracking_uri(*, create: bool = True) -> str:
+    """`MLFLOW_TRACKING_URI`, else the SQLite database `mlflow.db` of the project, absolute.
+
+    With `create`, an SQLite database that is not there yet is made, once, whatever number of
+    processes ask at the same time. Raises `TrackingError` for a URI that cannot work.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{_SQLITE}{project_root() / 'mlflow.db'}"
+    if uri.startswith("sqlite:"):
+        database = sqlite_path(uri)
+        if create:
+            _create_database(database)
+        return f"{_SQLITE}{database}"
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI={uri!r}: MLflow no longer keeps runs in a folder of files; "
+            "give a server (http://127.0.0.1:5000), a database (sqlite:////absolute/path/mlflow.db), "
+            "or unset it to use mlflow.db in the project"
+        )
+    return uri
+
+
+def sqlite_path(uri: str) -> Path:
+    """File of an `sqlite:///` URI, absolute."""
+    path = uri.removeprefix(_SQLITE)
+    if not uri.startswith(_SQLITE) or not path or path.startswith(":memory:") or "?" in path:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI={uri!r}: expected sqlite:////absolute/path/mlflow.db (a file, no options)"
+        )
+    return Path(path).absolute()
+
+
+def artifact_location(uri: str) -> str | None:
+    """Folder of artifacts for new experiments: beside an SQLite database; a server decides itself."""
+    return (sqlite_path(uri).parent / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
+
+
+def open_client(uri: str | None = None) -> "MlflowClient":
+    """Client of the tracking store and its model registry."""
+    uri = tracking_uri() if uri is None else uri
+    with _environment.quiet_import():
+        import mlflow
+
+        _environment.quiet_loggers()
+        return mlflow.MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+
+
+def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
+    """Id of the experiment, created if it is not there (by whichever process comes first)."""
+    from mlflow.exceptions import MlflowException
+
+    found: Any = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location(uri))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"tracking.experiment: {name!r} is deleted in {uri}; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
+        )
+    return str(found.experiment_id)
+
+
+def _create_database(path: Path) -> None:
+    """Make the database aside and rename it: it is complete or absent, also after a kill."""
+    if _is_complete(path):
+        return
+    with FileLock(path.with_name(path.name + ".lock"), wait=True):
+        if _is_complete(path):
+            return
+        if path.exists() and path.stat().st_size > 0:
+            raise TrackingError(
+                f"{path}: not a complete MLflow database; move it away, and a new one is made"
+            )
+        partial = path.with_name(path.name + ".partial")
+        for leftover in path.parent.glob(partial.name + "*"):
+            leftover.unlink()
+        _initialise(partial, (path.parent / "mlartifacts").as_uri())
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(path)
+
+
+def _initialise(path: Path, artifacts: str) -> None:
+    with _environment.quiet_import():
+        import mlflow  # noqa: F401  (its import sets up logging, which quiet_loggers then turns down)
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        _environment.quiet_loggers()
+        store = SqlAlchemyStore(f"{_SQLITE}{path}", artifacts)
+    store.engine.dispose()
+
+
+def _is_complete(path: Path) -> bool:
+    """The schema's version is the last thing that MLflow writes into a new database."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return connection.execute("select count(*) from alembic_version").fetchone()[0] > 0
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError:
+        return False

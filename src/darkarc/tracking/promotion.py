@@ -1,0 +1,185 @@
+"""Who is champion: a new version must be better on the same test data, and calibrated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from darkarc.config import RegisterConfig
+from darkarc.tracking.errors import RegistryError
+from darkarc.tracking.registration import TEST_DIGEST_TAG, read_test_errors
+from darkarc.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    ModelVersion,
+    champion_version,
+    delete_alias,
+    get_version,
+    list_versions,
+    set_alias,
+    tag_version,
+)
+
+DECISION_TAG = "darkarc.decision"
+PREVIOUS_TAG = "darkarc.previous_champion"
+ROLLED_BACK_TAG = "darkarc.rolled_back"
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Gates:
+    """A champion's intervals hold the truth as often as they claim, to within `tolerance`.
+
+    `levels` are nominal coverages in percent; `tolerance` is a difference of two shares.
+    """
+
+    tolerance: float
+    levels: tuple[int, ...] = (68, 90)
+
+    @classmethod
+    def of(cls, config: RegisterConfig) -> "Gates":
+        return cls(tolerance=config.coverage_tolerance)
+
+    def failures(self, coverage: Mapping[int, float]) -> list[str]:
+        """What does not pass, in words; `coverage` maps percent to the measured share."""
+        failed = []
+        for level in self.levels:
+            if level not in coverage:
+                failed.append(f"coverage at {level}% was not measured")
+            elif not abs(coverage[level] - level / 100) <= self.tolerance:  # a NaN fails, too
+                failed.append(
+                    f"coverage at {level}% is {100 * coverage[level]:.1f}%, "
+                    f"more than {100 * self.tolerance:g} points off"
+                )
+        return failed
+
+
+@dataclass(frozen=True)
+class Decision:
+    promote: bool
+    reason: str
+
+
+def mean_difference_interval(
+    differences: np.ndarray, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Central bootstrap interval of the mean of paired differences (N,).
+
+    Percentile bootstrap (Efron 1979): `resamples` means of N draws with replacement. For large N its
+    half-width is z(confidence) * standard deviation / sqrt(N).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    n = len(values)
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, 4_000_000 // n)  # bounds memory to about 64 MB
+    for start in range(0, resamples, rows):
+        block = min(rows, resamples - start)
+        means[start : start + block] = values[generator.integers(0, n, (block, n))].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def decide(
+    challenger_errors: np.ndarray,
+    champion_errors: np.ndarray | None,
+    coverage: Mapping[int, float],
+    gates: Gates,
+) -> Decision:
+    """Whether the challenger becomes champion, and why.
+
+    `*_errors` (N,) are absolute errors on the same test samples in the same order; None: there is no
+    champion. Better means that the whole 95% bootstrap interval of the mean difference lies below zero.
+    """
+    if failed := gates.failures(coverage):
+        return Decision(False, "stays challenger: " + "; ".join(failed))
+    ours = np.asarray(challenger_errors, dtype=np.float64)
+    if champion_errors is None:
+        return Decision(
+            True, f"first champion: mean absolute error {ours.mean():.4f}, coverage within the gates"
+        )
+    theirs = np.asarray(champion_errors, dtype=np.float64)
+    if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
+        raise ValueError(f"errors of shapes {ours.shape} and {theirs.shape} are not pairs")
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        raise ValueError("errors that are not finite cannot be compared")
+    low, high = mean_difference_interval(ours - theirs)
+    facts = (
+        f"mean absolute error {ours.mean():.4f} against {theirs.mean():.4f}, "
+        f"95% interval of the difference [{low:+.4f}, {high:+.4f}]"
+    )
+    if high < 0:
+        return Decision(True, f"better: {facts}; coverage within the gates")
+    return Decision(False, f"stays challenger, not better at 95%: {facts}")
+
+
+def promote(
+    name: str, version: int, *, coverage: Mapping[int, float], gates: Gates, force: str | None = None
+) -> Decision:
+    """Decide on a registered version and move the aliases; the reason becomes its tag `darkarc.decision`.
+
+    The version is the `challenger` from now on, or the `champion`. `force` is a reason to make it
+    champion whatever the comparison says; it is recorded. Calling it again changes nothing.
+    """
+    if force is not None and not force.strip():
+        raise RegistryError("force needs a reason; it is recorded with the version")
+    candidate, champion = get_version(name, version), champion_version(name)
+    if champion is not None and champion.version == version:
+        return Decision(True, candidate.tags.get(DECISION_TAG, "is champion already"))
+    decision = _compare(candidate, champion, coverage, gates)
+    if force is not None and not decision.promote:
+        decision = Decision(True, f"forced: {force.strip()} (else: {decision.reason})")
+    if not decision.promote:
+        tag_version(name, version, {DECISION_TAG: decision.reason})
+        set_alias(name, CHALLENGER, version)
+        return decision
+    _enthrone(name, version, champion, decision.reason)
+    return decision
+
+
+def rollback(name: str, reason: str) -> ModelVersion:
+    """Make the previous champion the champion again; the reason is recorded with the one that leaves."""
+    champion = champion_version(name)
+    if champion is None:
+        raise RegistryError(f"model {name!r} has no champion to roll back from")
+    previous = champion.tags.get(PREVIOUS_TAG, "")
+    if not previous:
+        raise RegistryError(f"{champion.uri} is the first champion of {name!r}; there is none before it")
+    target = get_version(name, int(previous))
+    why = f"rolled back to version {target.version}: {reason}"
+    tag_version(name, champion.version, {DECISION_TAG: why, ROLLED_BACK_TAG: why})
+    set_alias(name, CHAMPION, target.version)
+    return get_version(name, target.version)
+
+
+def _compare(
+    candidate: ModelVersion, champion: ModelVersion | None, coverage: Mapping[int, float], gates: Gates
+) -> Decision:
+    """`decide` on the errors that both versions carry, if they are of the same test data."""
+    if why := candidate.tags.get(ROLLED_BACK_TAG):
+        return Decision(False, f"stays challenger: {why}")
+    ours = read_test_errors(candidate)
+    if ours is None:
+        raise RegistryError(f"{candidate.uri}: no test errors were registered with it; evaluate it first")
+    if champion is None:
+        return decide(ours, None, coverage, gates)
+    mine, other = candidate.tags.get(TEST_DIGEST_TAG), champion.tags.get(TEST_DIGEST_TAG)
+    theirs = read_test_errors(champion)
+    if theirs is None or mine is None or mine != other or len(ours) != len(theirs):
+        return Decision(
+            False,
+            f"stays challenger: the champion (version {champion.version}) was tested on other data "
+            f"({other or 'unknown'} against {mine or 'unknown'}), so the two cannot be compared",
+        )
+    return decide(ours, theirs, coverage, gates)
+
+
+def _enthrone(name: str, version: int, champion: ModelVersion | None, reason: str) -> None:
+    """The way back is recorded before the alias moves, in one step, to the new champion."""
+    previous = "" if champion is None else str(champion.version)
+    tag_version(name, version, {DECISION_TAG: reason, PREVIOUS_TAG: previous})
+    set_alias(name, CHAMPION, version)
+    if any(item.version == version and CHALLENGER in item.aliases for item in list_versions(name)):
+        delete_alias(name, CHALLENGER)
