@@ -131,7 +131,7 @@ def _fit(
             display.epoch(row)
         state.train_loss_sum = loss_sum.item()
         save_checkpoint(folder, state, regressor, optimiser, best)
-        if stop.name and state.step < n_steps:
+        if stop.name:
             raise TrainingInterrupted(
                 f"{stop.name} after step {state.step} of {n_steps}: the same command goes on from there"
             )

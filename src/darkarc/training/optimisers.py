@@ -62,10 +62,10 @@ def learning_rate(train: TrainConfig, step: int, n_steps: int, plateau: Plateau)
     peak = train.learning_rate
     if train.policy == "plateau":
         return peak * train.plateau_factor**plateau.cuts
-    rising = train.warmup * n_steps
-    if step < rising:
-        return peak * _cosine(INITIAL_SHARE, 1.0, step / rising)
-    return peak * _cosine(1.0, FINAL_SHARE, (step - rising) / max(1.0, n_steps - 1 - rising))
+    top = max(0.0, train.warmup * n_steps - 1)
+    if step < top:
+        return peak * _cosine(INITIAL_SHARE, 1.0, step / top)
+    return peak * _cosine(1.0, FINAL_SHARE, (step - top) / max(1.0, n_steps - 1 - top))
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from darkarc.config import CLASSES
+from darkarc.data.batches import BatchError, ImageSource, epoch_order
+from darkarc.data.store import Store, StoreWriter
+
+PRIOR = {"log10_axion_mass_ev": (-24.0, -22.0)}
+
+
+@pytest.fixture(params=["float32", "uint16", "int16"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
+    return write(tmp_path / "store", request.param)
+
+
+def write(path: Path, dtype: str, *, masses: tuple[float, float] = (-24.0, -22.0)) -> Store:
+    n = 20
+    writer = StoreWriter(
+        path, name="t", origin="t", instrument="t", shape=(4, 6), dtype=dtype, parameters={}, shard_bytes=400
+    )
+    classes = [CLASSES[i % 3] for i in range(n)]
+    mass = np.linspace(*masses, n)
+    writer.append(
+        np.random.default_rng(0).integers(0, 1000, size=(n, 4, 6)).astype(dtype),
+        {
+            "sample_id": [f"{i}" for i in range(n)],
+            "class": classes,
+            # cdm rows carry a number too: it must not be trained on.
+            "log10_axion_mass_ev": [
+                np.nan if c == "no_sub" else m for c, m in zip(classes, mass, strict=True)
+            ],
+            "split": ["train"] * 13 + ["test"] * 7,
+        },
+    )
+    return writer.commit()
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 1e-9], ids=["resident", "mapped"])
+def test_batches_hold_the_stores_pixels_labels_and_masked_truths(store: Store, memory_gb: float) -> None:
+    source = ImageSource(store, "test", PRIOR, memory_gb=memory_gb)
+    assert (source.resident is not None) == (memory_gb == 1.0)
+    assert len(source) == 7
+    indices = torch.tensor([5, 0, 2])
+    batch = source.batch(indices)
+    rows = 13 + indices.numpy()
+    assert np.array_equal(batch.images[:, 0].numpy(), store.images(rows))
+    table = store.samples.to_pandas().iloc[rows]
+    assert [CLASSES[i] for i in batch.classes] == list(table["class"])
+    axion = (table["class"] == "axion").to_numpy()
+    assert axion.any() and not axion.all()
+    truth = batch.truth[:, 0].numpy()
+    assert truth[axion] == pytest.approx(table["log10_axion_mass_ev"].to_numpy()[axion], abs=1e-5)
+    assert np.isnan(truth[~axion]).all()
+
+
+def test_order_is_a_permutation_of_seed_and_epoch() -> None:
+    order = epoch_order(4, 2, 1000)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert torch.equal(order, epoch_order(4, 2, 1000))
+    assert not torch.equal(order, epoch_order(4, 3, 1000)) and not torch.equal(order, epoch_order(5, 2, 1000))
+    # No memory of the index: rank correlation of order and index is consistent with none.
+    assert abs(np.corrcoef(order.numpy(), np.arange(1000))[0, 1]) < 4 / np.sqrt(1000)
+
+
+def test_a_split_without_samples_or_truths_is_named(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", "float32")
+    with pytest.raises(BatchError, match="no samples in the validation split; raise prepare.validation"):
+        ImageSource(store, "validation", PRIOR)
+    with pytest.raises(BatchError, match="no cdm sample with a log10_subhalo_mass_msun"):
+        ImageSource(store, "train", {"log10_subhalo_mass_msun": (6.0, 11.0)})
+
+
+def test_truths_outside_of_the_prior_are_counted(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", "float32", masses=(-24.5, -22.0))
+    with pytest.raises(BatchError, match=r"2 of 5 samples .* outside .* widen targets.log10_axion_mass_ev"):
+        ImageSource(store, "train", PRIOR)
+    rounding = write(tmp_path / "rounding", "float32", masses=(-24.0 - 1e-9, -22.0))
+    assert ImageSource(rounding, "train", PRIOR).truth[0, 0] == -24.0

@@ -1,0 +1,188 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from darkarc.config import Config
+from darkarc.data.store import Store
+from darkarc.tracking.tracker import NullTracker
+from darkarc.training import TrainingError, TrainResult, engine, train
+from tests.training.conftest import write_prepared
+
+Settings = Callable[..., Config]
+
+
+class Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.points.append((step, dict(metrics)))
+
+
+def run(config: Config, prepared: Store, workdir: Path, **options: Any) -> TrainResult:
+    return train(config, prepared, workdir=workdir, tracker=NullTracker(), progress=False, **options)
+
+
+def weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    return result.regressor.state_dict()
+
+
+def same(a: TrainResult, b: TrainResult) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+def test_it_learns(prepared: Store, settings: Settings, tmp_path: Path) -> None:
+    recorder = Recorder()
+    config = settings(epochs=40, learning_rate=1e-2, model={"dropout": 0.0, "stochastic_depth": 0.0})
+    result = train(config, prepared, workdir=tmp_path, tracker=recorder, progress=False)
+    # A constant guess scores 0.5 dex; the blob's width gives the target to about 0.05.
+    assert min(row["val_mae_dex"] for row in result.history) < 0.25
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"] - 0.5
+    losses = [row["val_loss"] for row in result.history]
+    assert result.best_epoch == 1 + losses.index(min(losses))
+    assert [step for step, _ in recorder.points] == list(range(1, 41))
+    assert recorder.points[0][1] == result.history[0]
+    assert set(result.history[0]) == {
+        "epoch",
+        "learning_rate",
+        "train_loss",
+        "val_loss",
+        "val_mae_dex",
+        "val_class_accuracy",
+    }
+
+
+def test_the_best_epochs_weights_come_back(prepared: Store, settings: Settings, tmp_path: Path) -> None:
+    from darkarc.data.batches import ImageSource
+    from darkarc.training.objectives import validate
+
+    # A rate this high makes a later epoch worse than an earlier one.
+    config = settings(epochs=8, learning_rate=0.1, policy="plateau", plateau_patience=9)
+    result = run(config, prepared, tmp_path)
+    best = result.history[result.best_epoch - 1]["val_loss"]
+    assert best < result.history[-1]["val_loss"]
+    source = ImageSource(prepared, "validation", config.targets)
+    again = validate(result.regressor, source, config.train)["val_loss"]
+    assert again == pytest.approx(best, rel=1e-5)
+
+
+def test_the_same_call_gives_the_same_bits_and_leaves_torchs_generator_alone(
+    prepared: Store, settings: Settings, tmp_path: Path
+) -> None:
+    config = settings(epochs=2)
+    torch.manual_seed(1)
+    first = run(config, prepared, tmp_path / "a")
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), after)
+    torch.manual_seed(2)
+    second = run(config, prepared, tmp_path / "b")
+    assert same(first, second) and first.history == second.history
+    mapped = config.model_copy(update={"data": config.data.model_copy(update={"memory_gb": 1e-9})})
+    assert same(first, run(mapped, prepared, tmp_path / "c"))
+
+
+BASE = {"epochs": 2, "policy": "one_cycle"}
+FLAT = {"epochs": 4, "policy": "plateau", "learning_rate": 1e-30, "plateau_patience": 0}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        (BASE, {"epochs": 3}),
+        (BASE, {"batch_size": 8}),
+        (BASE, {"learning_rate": 2e-3}),
+        (BASE, {"weight_decay": 0.5}),
+        (BASE, {"policy": "plateau"}),
+        (BASE, {"warmup": 0.9}),
+        (BASE, {"label_sigma_dex": 0.2}),
+        (BASE, {"class_weight": 2.0}),
+        (BASE, {"gradient_clip": 1e-6}),
+        (BASE, {"dihedral": "none"}),
+        (BASE, {"dihedral": "full"}),
+        (FLAT, {"plateau_factor": 0.7}),
+        (FLAT, {"plateau_patience": 2}),
+        (FLAT, {"early_stopping": 1}),
+    ],
+    ids=lambda value: ",".join(value) if len(value) == 1 else "",
+)
+def test_every_key_of_the_train_section_changes_the_training(
+    prepared: Store, settings: Settings, tmp_path: Path, base: dict, change: dict
+) -> None:
+    plain = run(settings(**base), prepared, tmp_path)
+    changed = run(settings(**{**base, **change}), prepared, tmp_path)
+    assert plain.digest != changed.digest
+    rates = [[row["learning_rate"] for row in result.history] for result in (plain, changed)]
+    assert rates[0] != rates[1] or not same(plain, changed)
+
+
+@pytest.mark.parametrize("head", ["binned", "gaussian"])
+@pytest.mark.parametrize("seed", [0, 9])
+def test_seed_and_head_reach_the_weights(
+    prepared: Store, settings: Settings, tmp_path: Path, head: str, seed: int
+) -> None:
+    result = run(settings(epochs=1, seed=seed, model={"head": head}), prepared, tmp_path)
+    other = run(settings(epochs=1, seed=seed + 1, model={"head": head}), prepared, tmp_path)
+    assert not same(result, other)
+    assert math.isfinite(result.history[0]["val_loss"])
+
+
+def test_early_stopping_ends_and_says_so(prepared: Store, settings: Settings, tmp_path: Path) -> None:
+    result = run(settings(**{**FLAT, "epochs": 50, "early_stopping": 3}), prepared, tmp_path)
+    assert result.stopped_early
+    assert len(result.history) == result.best_epoch + 3
+    assert not run(settings(**FLAT), prepared, tmp_path).stopped_early
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_reason(
+    prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine.objective
+    monkeypatch.setattr(engine, "objective", lambda *args: real(*args) * float("nan"))
+    with pytest.raises(TrainingError, match="became nan in epoch 1 .* lower train.learning_rate"):
+        run(settings(), prepared, tmp_path)
+    assert not list(tmp_path.glob("*/step-*"))
+
+
+def test_a_label_wider_than_the_prior_is_noticed_before_training(
+    prepared: Store, settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="untrained, the loss should be about the prior's 0.69 nats"):
+        run(settings(label_sigma_dex=20.0, model={"head": "gaussian"}), prepared, tmp_path)
+
+
+def test_an_unusable_device_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(TrainingError, match="set device to auto or cpu"):
+        engine.choose_device("cuda")
+    assert engine.choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_it_trains_on_a_gpu(prepared: Store, settings: Settings, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    config = settings(epochs=2).model_copy(update={"device": "cuda"})
+    result = run(config, prepared, tmp_path)
+    assert next(result.regressor.parameters()).is_cuda and len(result.history) == 2
+
+
+def test_other_data_is_another_training(settings: Settings, tmp_path: Path) -> None:
+    config = settings(epochs=1)
+    first = run(config, write_prepared(tmp_path / "one", seed=1), tmp_path / "work")
+    second = run(config, write_prepared(tmp_path / "two", seed=2), tmp_path / "work")
+    assert first.digest != second.digest and not same(first, second)
+
+
+def test_into_a_pipe_it_says_one_line_an_epoch(
+    prepared: Store, settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(epochs=2), prepared, workdir=tmp_path, tracker=NullTracker())
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 2
+    assert lines[1].startswith("epoch 2/2") and "val MAE" in lines[1]
