@@ -61,5 +61,5 @@ def test_flips_keep_what_is_even_about_both_axes_and_full_does_not() -> None:
 def test_oblong_images_flip_but_do_not_turn() -> None:
     images = torch.rand(4, 1, 3, 5)
     assert dihedral(images, torch.arange(4)).shape == images.shape
-    with pytest.raises(ValueError, match="set train.dihedral to flips"):
+    with pytest.raises(ValueError, match=r"set train.dihedral to flips"):
         dihedral(images, torch.arange(4) + 1)

@@ -67,7 +67,7 @@ def test_order_is_a_permutation_of_seed_and_epoch() -> None:
 
 def test_a_split_without_samples_or_truths_is_named(tmp_path: Path) -> None:
     store = write(tmp_path / "store", "float32")
-    with pytest.raises(BatchError, match="no samples in the validation split; raise prepare.validation"):
+    with pytest.raises(BatchError, match=r"no samples in the validation split; raise prepare.validation"):
         ImageSource(store, "validation", PRIOR)
     with pytest.raises(BatchError, match="no cdm sample with a log10_subhalo_mass_msun"):
         ImageSource(store, "train", {"log10_subhalo_mass_msun": (6.0, 11.0)})

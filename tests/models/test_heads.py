@@ -12,7 +12,7 @@ from darkarc.models import HEADS, Grid
 LOW, HIGH, BINS = -24.0, -22.0, 256
 
 
-def truncated(mean: float, sigma: float):  # noqa: ANN201
+def truncated(mean: float, sigma: float):
     return truncnorm((LOW - mean) / sigma, (HIGH - mean) / sigma, loc=mean, scale=sigma)
 
 

@@ -93,7 +93,7 @@ def test_indexing_keeps_images_together(posterior: Posterior) -> None:
         (lambda d: d[:, 1:], "density must be"),
     ],
 )
-def test_what_is_no_density_is_refused(posterior: Posterior, change, message: str) -> None:  # noqa: ANN001
+def test_what_is_no_density_is_refused(posterior: Posterior, change, message: str) -> None:
     with pytest.raises(PosteriorError, match=message):
         Posterior(posterior.edges, change(posterior.density), posterior.class_probability, TARGET)
 

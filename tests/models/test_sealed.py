@@ -34,7 +34,7 @@ def test_leftovers_of_a_killed_writer_do_not_disturb(tmp_path: Path) -> None:
         (lambda folder: (folder / "manifest.json").write_text('{"files": {"../x": {}}}'), "names no file"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, damage, message: str) -> None:  # noqa: ANN001
+def test_damage_is_named(tmp_path: Path, damage, message: str) -> None:
     folder = write_sealed(tmp_path / "sealed", {"a": b"123"})
     damage(folder)
     with pytest.raises(SealError, match=message):

@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason(
 ) -> None:
     real = engine.objective
     monkeypatch.setattr(engine, "objective", lambda *args: real(*args) * float("nan"))
-    with pytest.raises(TrainingError, match="became nan in epoch 1 .* lower train.learning_rate"):
+    with pytest.raises(TrainingError, match=r"became nan in epoch 1 .* lower train.learning_rate"):
         run(settings(), prepared, tmp_path)
     assert not list(tmp_path.glob("*/step-*"))
 
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason(
 def test_a_label_wider_than_the_prior_is_noticed_before_training(
     prepared: Store, settings: Settings, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match="untrained, the loss should be about the prior's 0.69 nats"):
+    with pytest.raises(TrainingError, match=r"untrained, the loss should be about the prior's 0.69 nats"):
         run(settings(label_sigma_dex=20.0, model={"head": "gaussian"}), prepared, tmp_path)
 
 
