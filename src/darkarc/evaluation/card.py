@@ -1,0 +1,118 @@
+"""The model card: what a registered or exported regressor is, how good it is, and where it stops."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from darkarc.evaluation.wording import MEANINGS, as_published, limits, missing_reasons, number, with_error
+from darkarc.models import QUANTILE_LEVELS, RegressorSpec
+
+BY_MASS = ("mae_dex", "bias_dex", "coverage_68", "coverage_90", "sharpness_dex")
+
+
+def model_card(
+    spec: RegressorSpec,
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    data: Mapping[str, str] | None = None,
+    lineage: Mapping[str, str] | None = None,
+    title: str = "",
+) -> str:
+    """Markdown; the same input, the same text.
+
+    metrics: content of `metrics.json` (`evaluate`); without it the card says that nothing was measured.
+    data: `describe_data` of the prepared store. lineage: name to value, such as the git commit and the run.
+    """
+    target = next(iter(spec.targets))
+    parts = [f"# {title or f'Regressor of {target} from {spec.instrument} images'}", _what(spec)]
+    parts += ["## Input and output", _interface(spec)]
+    if data:
+        parts += ["## Data", _table(("", ""), data.items())]
+    if metrics:
+        parts += ["## Test results", _results(metrics), *_by_mass(metrics), *_published(metrics)]
+        warnings = metrics.get("warnings", [])
+        if warnings:
+            parts += ["## Warnings", "\n".join(f"- {line}" for line in warnings)]
+    else:
+        parts += ["## Test results", "Not evaluated: there are no measured errors and no measured coverage."]
+    facts = data or {"Instrument": spec.instrument, "Shape": f"{spec.shape[0]} × {spec.shape[1]} pixels"}
+    parts += [
+        "## Limits",
+        "\n".join(f"- {line}" for line in limits(metrics or {}, target, spec.targets[target], facts)),
+    ]
+    if lineage:
+        parts += ["## Lineage", _table(("", ""), lineage.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(spec: RegressorSpec) -> str:
+    targets = ", ".join(f"`{name}` on [{low:g}, {high:g}]" for name, (low, high) in spec.targets.items())
+    model = spec.model
+    return (
+        f"Posterior of {targets} and the probabilities of the classes {', '.join(spec.classes)}, from "
+        "one image of "
+        f"a strong lens. Backbone {model['backbone']} (width {float(model['width']):g}), "
+        f"{model['head']} head on "
+        f"{model['bins']} bins."
+    )
+
+
+def _interface(spec: RegressorSpec) -> str:
+    height, width = spec.shape
+    levels = ", ".join(f"{level:g}" for level in QUANTILE_LEVELS)
+    return (
+        f"Images (batch, 1, {height}, {width}), raw pixels of `{spec.instrument}`: all normalisation "
+        "is inside.\n\n"
+        f"`density` (batch, {len(spec.targets)}, {spec.model['bins']}) per unit of the target, "
+        "`median`, `quantiles` "
+        f"at {levels}, `class_probability` (batch, {len(spec.classes)}).\n\n"
+        '```python\nimport darkarc\n\nposterior = darkarc.load("this folder").predict(images)\n```'
+    )
+
+
+def _results(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        (f"{label}{f' ({unit})' if unit else ''}", with_error(metrics, name))
+        for name, (label, unit, _) in MEANINGS.items()
+        if metrics.get(name) is not None
+    ]
+    counted = (
+        f"{metrics.get('n_test', 0)} test images, {metrics.get('n_scored', 0)} of them with a true value. "
+    )
+    text = f"{counted}Errors are bootstrap standard errors.\n\n{_table(('', 'Value'), rows)}"
+    absent = missing_reasons(metrics)
+    return text + (f"\n\nNot available: {'; '.join(absent)}." if absent else "")
+
+
+def _by_mass(metrics: Mapping[str, Any]) -> list[str]:
+    rows = metrics.get("by_mass", [])
+    if not any(row["n"] for row in rows):
+        return []
+    header = ("True value", "Images", *(MEANINGS[name][0] for name in BY_MASS))
+    body = [
+        (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(number(row[name], 3) for name in BY_MASS))
+        for row in rows
+    ]
+    return ["### By true value", _table(header, body)]
+
+
+def _published(metrics: Mapping[str, Any]) -> list[str]:
+    rows = metrics.get("published", [])
+    if not rows:
+        return []
+    obstacle = next((row["not_comparable"] for row in rows if row["not_comparable"]), "")
+    text = (
+        f"Not comparable: {obstacle}."
+        if obstacle
+        else "Same preset and noise form; the test images need not be the same."
+    )
+    body = [(f"{row['name']} ({row['author']})", as_published(row["mae_dex"])) for row in rows]
+    return ["### Published results", text, _table(("Published", "MAE (dex)"), body)]
+
+
+def _table(header: tuple[str, ...], rows: Any) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""How well the class probabilities tell axion, cdm and no_sub apart."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darkarc.config import CLASSES
+from darkarc.evaluation.metrics import RESAMPLES
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """values: name to number or null; reasons: why one is null; confusion: (3, 3) truth by prediction."""
+
+    values: dict[str, float | None]
+    reasons: dict[str, str]
+    confusion: NDArray[np.int64]
+
+
+def score_classes(labels: NDArray[np.intp], probability: Floats) -> ClassScores:
+    """Areas under the ROC curve (one class against the rest), accuracy and log-loss.
+
+    labels: (N,) index into `CLASSES`. probability: (N, 3).
+    `class_auc` is the plain mean over the three classes; a class without images leaves it null.
+    """
+    from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
+
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for index, name in enumerate(CLASSES):
+        is_class = labels == index
+        if is_class.all() or not is_class.any():
+            values[f"auc_{name}"] = None
+            which = "only" if len(labels) and is_class.all() else "no"
+            reasons[f"auc_{name}"] = f"the test split has {which} {name} images"
+        else:
+            values[f"auc_{name}"] = float(roc_auc_score(is_class, probability[:, index]))
+    areas = [values[f"auc_{name}"] for name in CLASSES]
+    present = [area for area in areas if area is not None]
+    if len(present) == len(CLASSES):
+        values["class_auc"] = float(np.mean(present))
+    else:
+        values["class_auc"] = None
+        reasons["class_auc"] = "; ".join(
+            reasons[f"auc_{name}"] for name in CLASSES if f"auc_{name}" in reasons
+        )
+    every = list(range(len(CLASSES)))
+    if len(labels) == 0:
+        values |= {"class_accuracy": None, "class_nll": None}
+        reasons |= dict.fromkeys(("class_accuracy", "class_nll"), "no image has a class")
+        return ClassScores(values, reasons, np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64))
+    guess = probability.argmax(axis=1)
+    values["class_accuracy"] = float(np.mean(guess == labels))
+    normalised = probability / probability.sum(axis=1, keepdims=True)
+    values["class_nll"] = float(log_loss(labels, normalised, labels=every))
+    return ClassScores(values, reasons, confusion_matrix(labels, guess, labels=every).astype(np.int64))
+
+
+def class_standard_errors(
+    labels: NDArray[np.intp], probability: Floats, seed: int, resamples: int = RESAMPLES // 2
+) -> dict[str, float | None]:
+    """Bootstrap standard errors of the numbers of `score_classes` (null where that number is null)."""
+    if len(labels) < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    draws: dict[str, list[float]] = {}
+    for _ in range(resamples):
+        index = rng.integers(len(labels), size=len(labels))
+        for name, value in score_classes(labels[index], probability[index]).values.items():
+            draws.setdefault(name, []).append(np.nan if value is None else value)
+    errors: dict[str, float | None] = {}
+    for name, values in draws.items():
+        usable = np.asarray(values)[np.isfinite(values)]
+        errors[name] = float(usable.std(ddof=1)) if len(usable) > resamples // 2 else None
+    return errors
+
+
+def roc_curve(labels: NDArray[np.intp], probability: Floats, index: int) -> tuple[Floats, Floats]:
+    """False and true positive rates of one class against the rest, both rising from 0 to 1."""
+    from sklearn.metrics import roc_curve as sklearn_roc_curve
+
+    false_positive, true_positive, _ = sklearn_roc_curve(labels == index, probability[:, index])
+    return false_positive, true_positive

@@ -1,0 +1,65 @@
+"""Class metrics against counting by hand."""
+
+import numpy as np
+import pytest
+
+from darkarc.evaluation.classes import class_standard_errors, roc_curve, score_classes
+
+
+def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    weight = np.exp(rng.normal(size=(n, 3)) + 1.5 * np.eye(3)[labels])
+    return labels, weight / weight.sum(axis=1, keepdims=True)
+
+
+def test_area_is_the_share_of_pairs_in_the_right_order() -> None:
+    labels, probability = drawn(120)
+    areas = []
+    for index, name in enumerate(("axion", "cdm", "no_sub")):
+        own, other = probability[labels == index, index], probability[labels != index, index]
+        areas.append(np.mean(own[:, None] > other[None, :]))
+        assert score_classes(labels, probability).values[f"auc_{name}"] == pytest.approx(areas[-1])
+    assert score_classes(labels, probability).values["class_auc"] == pytest.approx(np.mean(areas))
+
+
+def test_accuracy_log_loss_and_confusion_by_hand() -> None:
+    labels = np.array([0, 1, 2, 2])
+    probability = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.2, 0.3, 0.5]])
+    scored = score_classes(labels, probability)
+    assert scored.values["class_accuracy"] == 0.75
+    assert scored.values["class_nll"] == pytest.approx(-np.mean(np.log([0.7, 0.3, 0.8, 0.5])))
+    assert scored.confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 2]]
+
+
+def test_a_missing_class_gives_null_with_its_name() -> None:
+    labels, probability = drawn(100)
+    labels = np.where(labels == 1, 0, labels)
+    scored = score_classes(labels, probability)
+    assert scored.values["class_auc"] is None and scored.values["auc_cdm"] is None
+    assert scored.reasons["class_auc"] == "the test split has no cdm images"
+    assert scored.values["auc_axion"] is not None and scored.values["class_accuracy"] is not None
+
+
+def test_one_class_alone_and_no_images_at_all() -> None:
+    scored = score_classes(np.zeros(5, dtype=np.intp), np.tile([0.5, 0.3, 0.2], (5, 1)))
+    assert scored.reasons["auc_axion"] == "the test split has only axion images"
+    assert scored.values["class_accuracy"] == 1.0
+    nothing = score_classes(np.empty(0, dtype=np.intp), np.empty((0, 3)))
+    assert set(nothing.values.values()) == {None}
+    assert nothing.reasons["class_accuracy"] == "no image has a class"
+
+
+def test_bootstrap_error_of_the_accuracy_is_binomial() -> None:
+    labels, probability = drawn(600)
+    errors = class_standard_errors(labels, probability, seed=0, resamples=100)
+    share = score_classes(labels, probability).values["class_accuracy"]
+    assert errors["class_accuracy"] == pytest.approx(np.sqrt(share * (1 - share) / 600), rel=0.3)
+    assert errors == class_standard_errors(labels, probability, seed=0, resamples=100)
+
+
+def test_roc_curve_encloses_the_area() -> None:
+    labels, probability = drawn(200)
+    false_positive, true_positive = roc_curve(labels, probability, 2)
+    area = np.trapezoid(true_positive, false_positive)
+    assert area == pytest.approx(score_classes(labels, probability).values["auc_no_sub"])
