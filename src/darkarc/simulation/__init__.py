@@ -1,1 +1,54 @@
-"""."""
+"""Physical parameters to images: deflection fields, substructure, source, instrument, presets.
+
+`simulate` makes images for given parameters, `draw_scenes` and `render` a data set, `model_image`,
+`source_plane` and `observe` are the differentiable parts.
+"""
+
+from darkarc.simulation.deflection import (
+    pixel_axis_arcsec,
+    smooth_source_plane,
+    subhalo_deflection,
+    vortex_deflection,
+    vortex_half_length_arcsec,
+)
+from darkarc.simulation.imaging import model_image, observe, render, source_plane
+from darkarc.simulation.interface import simulate
+from darkarc.simulation.noise import add_noise, noise_moments
+from darkarc.simulation.presets import (
+    DISTANCES,
+    NOISES,
+    PRESETS,
+    Instrument,
+    Lens,
+    Preset,
+    SimulationError,
+    Source,
+    get_preset,
+)
+from darkarc.simulation.scenes import Scenes, draw_scenes
+
+__all__ = [
+    "DISTANCES",
+    "NOISES",
+    "PRESETS",
+    "Instrument",
+    "Lens",
+    "Preset",
+    "Scenes",
+    "SimulationError",
+    "Source",
+    "add_noise",
+    "draw_scenes",
+    "get_preset",
+    "model_image",
+    "noise_moments",
+    "observe",
+    "pixel_axis_arcsec",
+    "render",
+    "simulate",
+    "smooth_source_plane",
+    "source_plane",
+    "subhalo_deflection",
+    "vortex_deflection",
+    "vortex_half_length_arcsec",
+]

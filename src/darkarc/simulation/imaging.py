@@ -1,0 +1,181 @@
+"""Scenes to images: the bare model, its noisy forms, and the public `simulate`."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darkarc.config import CLASSES
+from darkarc.simulation.deflection import (
+    smooth_source_plane,
+    subhalo_deflection,
+    vortex_deflection,
+)
+from darkarc.simulation.noise import add_noise
+from darkarc.simulation.presets import (
+    DISTANCES,
+    NOISES,
+    Preset,
+    SimulationError,
+    check_choice,
+    get_preset,
+)
+from darkarc.simulation.scenes import Scenes, check_stream
+from darkarc.simulation.source import convolve, pixel_flux
+
+# Pixels worked on at once: on a CPU the temporaries stay in its cache.
+_BLOCK_PIXELS = {"cpu": 2**17, "cuda": 2**23}
+_PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+def source_plane(
+    preset: str | Preset,
+    *,
+    log10_mass_ev: Tensor | None = None,
+    angle_rad: Tensor | None = None,
+    subhalo_log10_mass_msun: Tensor | None = None,
+    subhalo_arcsec: Tensor | None = None,
+    distances: str = "deeplense",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Where every pixel's ray ends in the source plane: x and y, arcsec.
+
+    Without substructure (H, W); with a vortex (`log10_mass_ev` and `angle_rad`, (B,) float64) or
+    subhaloes ((B, S) and (B, S, 2) float64) each (B, H, W). Does not depend on the source: evaluate many
+    source positions on one plane with `observe`. Differentiable.
+    """
+    preset = get_preset(preset)
+    x, y = smooth_source_plane(preset, distances, dtype, torch.device(device))
+    if log10_mass_ev is not None:
+        if angle_rad is None:
+            raise SimulationError("a vortex needs angle_rad beside log10_mass_ev")
+        ax, ay = vortex_deflection(preset, log10_mass_ev, angle_rad, distances=distances, dtype=dtype)
+        x, y = x - ax, y - ay
+    if subhalo_log10_mass_msun is not None:
+        if subhalo_arcsec is None:
+            raise SimulationError("subhaloes need subhalo_arcsec beside subhalo_log10_mass_msun")
+        ax, ay = subhalo_deflection(
+            preset, subhalo_log10_mass_msun, subhalo_arcsec, distances=distances, dtype=dtype
+        )
+        x, y = x - ax, y - ay
+    return x, y
+
+
+def observe(preset: str | Preset, x_arcsec: Tensor, y_arcsec: Tensor, source_arcsec: Tensor) -> Tensor:
+    """Noise-free image (..., H, W) in counts a second, PSF included, of a source at `source_arcsec`.
+
+    `x_arcsec`, `y_arcsec` (..., H, W) from `source_plane` and `source_arcsec` (..., 2) broadcast: one
+    plane (H, W) and S sources (S, 2) give (S, H, W). Differentiable.
+    """
+    preset = get_preset(preset)
+    flux = pixel_flux(preset, x_arcsec, y_arcsec, source_arcsec.to(x_arcsec.dtype))
+    return convolve(preset.instrument, flux)
+
+
+def model_image(
+    preset: str | Preset,
+    source_arcsec: Tensor,
+    *,
+    log10_mass_ev: Tensor | None = None,
+    angle_rad: Tensor | None = None,
+    subhalo_log10_mass_msun: Tensor | None = None,
+    subhalo_arcsec: Tensor | None = None,
+    distances: str = "deeplense",
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Noise-free images (B, H, W) in counts a second for float64 parameters (B, ...) on one device.
+
+    Differentiable with respect to every parameter. All B at once: for large batches use `render`.
+    """
+    x, y = source_plane(
+        preset,
+        log10_mass_ev=log10_mass_ev,
+        angle_rad=angle_rad,
+        subhalo_log10_mass_msun=subhalo_log10_mass_msun,
+        subhalo_arcsec=subhalo_arcsec,
+        distances=distances,
+        dtype=dtype,
+        device=source_arcsec.device,
+    )
+    return observe(preset, x, y, source_arcsec)
+
+
+@torch.no_grad()
+def render(
+    preset: str | Preset,
+    scenes: Scenes,
+    *,
+    noise: str = "none",
+    distances: str = "deeplense",
+    seed: int = 0,
+    indices: Sequence[int] | np.ndarray | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Images (N, H, W) of scenes, on the CPU, in `dtype`; the model is computed on `device`.
+
+    `indices` (N,) are the samples' numbers, which key their noise (default 0 ... N-1). Every image is
+    the same bits whatever stands beside it. Units: see `add_noise`.
+    Raises `SimulationError` for an unknown preset, noise form or distance.
+    """
+    preset = get_preset(preset)
+    check_choice("noise", noise, NOISES)
+    check_choice("distances", distances, DISTANCES)
+    precision = _precision(dtype)
+    numbers = np.arange(len(scenes)) if indices is None else np.asarray(indices)
+    if len(numbers) != len(scenes):
+        raise SimulationError(f"{len(numbers)} indices for {len(scenes)} scenes: expected one each")
+    check_stream(seed, numbers)
+    images = torch.empty((len(scenes), *preset.instrument.shape), dtype=precision)
+    for rows in _blocks(preset, scenes, torch.device(device).type):
+        part = scenes[rows]
+        model = _class_images(preset, part, distances, precision, device).cpu()
+        if noise != "none":
+            stored = add_noise(
+                preset,
+                model.numpy(),
+                part.exposure_s,
+                noise=noise,
+                seed=seed,
+                class_index=part.class_index,
+                indices=numbers[rows],
+            )
+            model = torch.from_numpy(stored).to(precision)
+        images.index_copy_(0, torch.from_numpy(rows), model)
+    return images
+
+
+def _precision(dtype: torch.dtype | str) -> torch.dtype:
+    if isinstance(dtype, str):
+        check_choice("dtype", dtype, tuple(_PRECISIONS))
+        return _PRECISIONS[dtype]
+    if dtype not in _PRECISIONS.values():
+        raise SimulationError(f"dtype={dtype}: the simulator computes in float32 or float64")
+    return dtype
+
+
+def _blocks(preset: Preset, scenes: Scenes, device_type: str) -> Iterator[np.ndarray]:
+    """Row numbers of blocks of one class, each small enough for the cache."""
+    height, width = preset.instrument.shape
+    size = max(1, _BLOCK_PIXELS.get(device_type, _BLOCK_PIXELS["cuda"]) // (height * width))
+    for number in range(len(CLASSES)):
+        rows = np.flatnonzero(scenes.class_index == number)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+
+def _class_images(
+    preset: Preset, scenes: Scenes, distances: str, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Model images of scenes that are all of one class."""
+    name = CLASSES[scenes.class_index[0]]
+    used = {
+        "axion": ("log10_mass_ev", "angle_rad"),
+        "cdm": ("subhalo_log10_mass_msun", "subhalo_arcsec"),
+        "no_sub": (),
+    }[name]
+    parameters = {field: torch.from_numpy(getattr(scenes, field)).to(device) for field in used}
+    source = torch.from_numpy(scenes.source_arcsec).to(device)
+    return model_image(preset, source, **parameters, distances=distances, dtype=dtype)
