@@ -110,9 +110,31 @@ class ModelConfig(Section):
     normalisation: Literal["image", "dataset"] = Field(
         "dataset", description="standardise by each image's own mean and deviation, or by the train split's"
     )
-    stretch: Literal["none", "asinh"] = Field("none", description="stretch before standardisation")
+    stretch: Literal["none", "asinh"] = Field(
+        "none", description="compression of the bright arc, after standardisation"
+    )
     head: Literal["binned", "gaussian"] = "binned"
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
+
+
+SCHEDULABLE = (
+    "model.dropout",
+    "model.stochastic_depth",
+    "train.learning_rate",
+    "train.weight_decay",
+    "train.label_sigma_dex",
+    "train.class_weight",
+    "train.gradient_clip",
+    "train.dihedral",
+)
+"""Keys that may change between epochs: none changes the shape of a weight or the order of the data."""
+
+
+class ScheduleStep(Section):
+    epoch: int = Field(ge=1, description="the values hold once so many epochs are done")
+    values: dict[str, bool | int | float | str] = Field(
+        min_length=1, description="dotted keys, such as train.learning_rate"
+    )
 
 
 class TrainConfig(Section):
@@ -135,6 +157,9 @@ class TrainConfig(Section):
         "flips",
         description="drawn a sample and epoch: the 4 flips that keep the lens, or all 8 rotations and flips",
     )
+    schedule: tuple[ScheduleStep, ...] = Field(
+        (), description="changes of parameters between epochs, as a population search (pbt, pb2) finds them"
+    )
 
 
 class EvaluateConfig(Section):
@@ -147,6 +172,12 @@ class RegisterConfig(Section):
     name: str = Field("axion-mass-regressor", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     coverage_tolerance: float = Field(
         0.06, gt=0, le=1, description="a champion's coverage lies this close to nominal at 68 and 90%"
+    )
+
+
+class TuneConfig(Section):
+    study: str | None = Field(
+        "experiments/quick.yaml", description="the search before training; null: train params.yaml as it is"
     )
 
 
@@ -173,6 +204,7 @@ class Config(Section):
     )
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     tracking: TrackingConfig = TrackingConfig()
@@ -186,6 +218,27 @@ class Config(Section):
                 raise ValueError(f"targets.{name}: the prior range [{low:g}, {high:g}] is empty")
         return self
 
+    @model_validator(mode="after")
+    def _schedule_can_be_followed(self) -> "Config":
+        before = 0
+        for step in self.train.schedule:
+            if not before < step.epoch < self.train.epochs:
+                raise ValueError(
+                    f"train.schedule: epoch {step.epoch} must come after {before} and before train.epochs "
+                    f"({self.train.epochs})"
+                )
+            for key in step.values:
+                if key not in SCHEDULABLE:
+                    raise ValueError(
+                        f"train.schedule: {key} cannot change between epochs; {', '.join(SCHEDULABLE)} can"
+                    )
+            before = step.epoch
+            try:
+                without_schedule(self, step.epoch)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self
+
     def dump(self) -> dict[str, Any]:
         """The plain nested dictionary that `params.yaml` would hold."""
         return self.model_dump(mode="json", by_alias=True)
@@ -193,6 +246,18 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         """Dotted key to value, as in `train.epochs`."""
         return flatten(self.dump())
+
+
+def without_schedule(config: Config, epochs_done: int) -> Config:
+    """The configuration as `train.schedule` leaves it after so many epochs, with nothing more to come."""
+    tree = config.dump()
+    steps = tree["train"].pop("schedule")
+    for step in steps:
+        if step["epoch"] <= epochs_done:
+            for key, value in step["values"].items():
+                section, _, leaf = key.partition(".")
+                tree[section][leaf] = value
+    return parse(tree, "train.schedule")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

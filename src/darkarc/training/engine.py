@@ -45,17 +45,34 @@ class TrainResult:
 
 
 def train(
-    config: Config, prepared: Store, *, workdir: Path, tracker: Tracker, progress: bool = True
+    config: Config,
+    prepared: Store,
+    *,
+    workdir: Path,
+    tracker: Tracker,
+    progress: bool = True,
+    on_epoch: EpochHook | None = None,
 ) -> TrainResult:
     """Train a regressor on the train split of a prepared store, watching the validation split.
 
     Checkpoints go to `workdir/<digest>/`, where the digest stands for parameters, data and code: the
     same call after a kill goes on there, to the same bits on the same CPU; another configuration
-    starts in a folder of its own.
+    starts in a folder of its own. `on_epoch` is called after each epoch's checkpoint and may end the
+    training there. `train.schedule` is followed.
 
     Raises `TrainingError` or `BatchError` for data or parameters that cannot work, and
     `TrainingInterrupted` after SIGTERM or Ctrl-C, with a checkpoint left behind.
     """
+    if config.train.schedule:
+        return replay(
+            train,
+            config,
+            prepared,
+            workdir=workdir,
+            tracker=tracker,
+            progress=progress,
+            on_epoch=on_epoch,
+        )
     device = choose_device(config.device)
     digest = training_digest(config, prepared)
     folder = Path(workdir) / digest[:16]
@@ -74,7 +91,7 @@ def train(
         if progress:
             display = stack.enter_context(Terminal(n_steps, config.train.epochs))
         _check_prior(regressor, held_out, config.train)
-        state, best = _fit(config, regressor, source, held_out, folder, tracker, display, stop)
+        state, best = _fit(config, regressor, source, held_out, folder, tracker, display, stop, on_epoch)
     regressor.load_state_dict(best)
     return TrainResult(regressor.eval(), state.history, state.best_epoch, state.stopped_early, digest)
 
@@ -88,6 +105,7 @@ def _fit(
     tracker: Tracker,
     display: Display,
     stop: StopRequest,
+    on_epoch: EpochHook | None,
 ) -> tuple[Progress, dict[str, Tensor]]:
     """The loop. Returns the final state and the best epoch's weights."""
     settings, seed, device = config.train, config.seed, source.device
@@ -126,11 +144,16 @@ def _fit(
             loss_sum.zero_()
             row = {"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss}
             row |= validate(regressor, held_out, settings)
-            best = _end_epoch(state, row, regressor, best, settings)
+            if _end_epoch(state, row, settings):
+                best = to_cpu(regressor.state_dict())
             tracker.log_metrics({k: v for k, v in row.items() if math.isfinite(v)}, step=epoch + 1)
             display.epoch(row)
         state.train_loss_sum = loss_sum.item()
-        save_checkpoint(folder, state, regressor, optimiser, best)
+        path = save_checkpoint(folder, state, regressor, optimiser, best)
+        if state.step % steps_per_epoch == 0 and on_epoch is not None:
+            is_last = state.stopped_early or state.step == n_steps
+            if on_epoch(EpochEnd(row, path, regressor, is_last, state.stopped_early)):
+                break
         if stop.name:
             raise TrainingInterrupted(
                 f"{stop.name} after step {state.step} of {n_steps}: the same command goes on from there"
@@ -156,23 +179,16 @@ def _start(
     return state, best
 
 
-def _end_epoch(
-    state: Progress,
-    row: dict[str, float],
-    regressor: Regressor,
-    best: dict[str, Tensor],
-    settings: TrainConfig,
-) -> dict[str, Tensor]:
-    """Book an epoch: history, best weights, plateau, early stopping. Returns the best weights."""
+def _end_epoch(state: Progress, row: dict[str, float], settings: TrainConfig) -> bool:
+    """Book an epoch: history, plateau, early stopping. Returns whether it is the best so far."""
     state.history.append(row)
-    val_loss = row["val_loss"]
-    if val_loss < state.best_loss:
-        state.best_loss, state.best_epoch = val_loss, int(row["epoch"])
-        best = to_cpu(regressor.state_dict())
-    state.plateau.observe(val_loss, settings.plateau_patience)
+    better = row["val_loss"] < state.best_loss
+    if better:
+        state.best_loss, state.best_epoch = row["val_loss"], int(row["epoch"])
+    state.plateau.observe(row["val_loss"], settings.plateau_patience)
     waited = int(row["epoch"]) - state.best_epoch
     state.stopped_early = 0 < settings.early_stopping <= waited
-    return best
+    return better
 
 
 def augmented(batch: Batch, indices: Tensor, settings: TrainConfig, seed: int, epoch: int) -> Batch:
