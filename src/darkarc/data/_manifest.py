@@ -172,7 +172,8 @@ def _parse(tree: Mapping[str, Any]) -> Manifest:
     total = sum(shard.n for shard in manifest.shards)
     if total != manifest.n_samples:
         raise StoreError(f"n_samples is {manifest.n_samples}, but the shards hold {total}")
-    names = [item.file for item in (*manifest.shards, *manifest.files)] + [MANIFEST, SAMPLES]
+    listed: list[Shard | Attachment] = [*manifest.shards, *manifest.files]
+    names = [item.file for item in listed] + [MANIFEST, SAMPLES]
     if len(set(names)) != len(names):
         raise StoreError("a file is listed twice")
     return manifest

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from darkarc.data._manifest import (
     SAMPLE_SCHEMA,
     SAMPLES,
+    Attachment,
     Manifest,
+    Shard,
     StoreError,
     read_manifest,
     shard_header,
@@ -146,7 +148,8 @@ class Store:
 
     def _files(self) -> dict[str, tuple[str, int]]:
         manifest = self.manifest
-        files = {item.file: (item.sha256, item.bytes) for item in (*manifest.shards, *manifest.files)}
+        listed: list[Shard | Attachment] = [*manifest.shards, *manifest.files]
+        files = {item.file: (item.sha256, item.bytes) for item in listed}
         return files | {SAMPLES: (manifest.samples_sha256, manifest.samples_bytes)}
 
     def _check_contents(self) -> None:

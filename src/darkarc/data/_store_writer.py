@@ -95,8 +95,7 @@ class StoreWriter:
         if not (resume and identity_file.exists() and identity_file.read_text() == identity):
             _empty(self.folder, set())
             identity_file.write_text(identity)
-        (self.folder / _JOURNAL).touch()
-        self._journal = (self.folder / _JOURNAL).open("r+b")
+        self._journal = (self.folder / _JOURNAL).open("a+b")
         self._recover()
 
     def __enter__(self) -> "StoreWriter":
@@ -117,6 +116,14 @@ class StoreWriter:
             os.close(self._lock)
             self._lock = -1
 
+    def start_over(self) -> None:
+        """Forget what was written so far."""
+        self._close_shard()
+        self._journal.seek(0)
+        self._journal.truncate()
+        self.n_written = 0
+        _empty(self.folder, {_IDENTITY, _JOURNAL})
+
     def discard(self) -> None:
         """Remove the unfinished store."""
         self.close()
@@ -125,8 +132,8 @@ class StoreWriter:
     def append(self, images: np.ndarray, rows: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
         """Add images (n, height, width) of the store's type, or one that converts (float64, wider integers).
 
-        `rows`: columns of `SAMPLE_COLUMNS`, each of length n; a missing column and a NaN become
-        null. `sample_id` is needed, `origin` defaults to the writer's, `pixel_sha256` is computed here.
+        `rows`: columns of `SAMPLE_COLUMNS`, each of length n; a missing column and a NaN become null.
+        `sample_id` is needed, `origin` defaults to the writer's, `pixel_sha256` is computed if not given.
         """
         images = self._checked(images)
         if len(images) == 0:
@@ -234,11 +241,9 @@ class StoreWriter:
             found = ", ".join(unknown) or "no sample_id"
             raise StoreError(f"rows: expected columns {', '.join(SAMPLE_COLUMNS)}, found {found}")
         n = len(images)
-        filled = {
-            "origin": [self._origin] * n,
-            **rows,
-            "pixel_sha256": [pixel_sha256(image) for image in images],
-        }
+        filled = {"origin": [self._origin] * n, **rows}
+        if filled.get("pixel_sha256") is None:
+            filled["pixel_sha256"] = [pixel_sha256(image) for image in images]
         columns = []
         for column in SAMPLE_SCHEMA:
             values = filled.get(column.name)

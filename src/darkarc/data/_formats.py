@@ -1,0 +1,237 @@
+"""Image files of every kind, read block by block: memory does not grow with the length of a stack."""
+
+import math
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darkarc.data._npy import BadFile, read_bytes, read_header
+from darkarc.data._sources import ArchiveSource
+from darkarc.data.deeplense import MAX_PIXELS, MIN_SIDE, decode_deeplense
+from darkarc.data.store import Store
+
+_BLOCK_BYTES = 8 * 2**20
+_MAX_CHUNK_BYTES = 256 * 2**20
+_MAX_EXPANSION = 200
+_FREE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images (n, height, width) of one file. `inside` names the array in its container ("" if it is the
+    only one), `first` is the index of the first image in its stack, None for a single image."""
+
+    inside: str
+    first: int | None
+    images: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """How images lie in an array of 2 to 4 axes: `n` of them (None: one that is no stack)."""
+
+    n: int | None
+    shape: tuple[int, int]
+    selection: tuple[Any, ...]
+
+    def blocks(self, inside: str, read: Callable[[tuple[Any, ...]], np.ndarray]) -> Iterator[Block]:
+        """`read` takes an index of the array and gives that part of it."""
+        height, width = self.shape
+        if self.n is None:
+            yield Block(inside, None, np.asarray(read(self.selection)).reshape(1, height, width))
+            return
+        step = max(1, _BLOCK_BYTES // (8 * height * width))
+        for begin in range(0, self.n, step):
+            part = np.asarray(read((slice(begin, min(begin + step, self.n)), *self.selection)))
+            yield Block(inside, begin, part.reshape(-1, height, width))
+
+
+def stack_of(shape: Sequence[int]) -> _Stack:
+    """Read a shape: (H, W), (N, H, W), (H, W, 1), (N, 1, H, W) or (N, H, W, 1); ValueError for others."""
+    match tuple(shape):
+        case (height, width):
+            stack = _Stack(None, (height, width), (slice(None), slice(None)))
+        case (1, height, width):
+            stack = _Stack(None, (height, width), (0,))
+        case (height, width, 1):
+            stack = _Stack(None, (height, width), (slice(None), slice(None), 0))
+        case (n, height, width):
+            stack = _Stack(n, (height, width), ())
+        case (n, 1, height, width):
+            stack = _Stack(n, (height, width), (0,))
+        case (n, height, width, 1):
+            stack = _Stack(n, (height, width), (slice(None), slice(None), 0))
+        case (_, _, _, _):
+            raise ValueError(f"shape {tuple(shape)} has several channels; expected one, as (N, 1, H, W)")
+        case _:
+            raise ValueError(f"shape {tuple(shape)} is not one of images; expected (H, W) or (N, H, W)")
+    height, width = stack.shape
+    if stack.n == 0 or min(height, width) < MIN_SIDE or height * width > MAX_PIXELS:
+        raise ValueError(
+            f"shape {tuple(shape)} does not hold images of at least {MIN_SIDE} x {MIN_SIDE} pixels"
+        )
+    return stack
+
+
+def npy_blocks(path: Path) -> Iterator[Block]:
+    """`.npy` in every DeepLense layout, or a stack of any length."""
+    with path.open("rb") as file:
+        header = read_header(file.read(10_012), path)
+    side = math.isqrt(header.shape[1]) if len(header.shape) == 2 else 0
+    label_row = side >= MIN_SIDE and header.shape == (2, side * side)
+    if header.dtype is None or len(header.shape) < 2 or 1 in header.shape[:2] or label_row:
+        yield Block("", None, decode_deeplense(read_bytes(path), path, with_mass=False).image[None])
+        return
+    size = path.stat().st_size - header.offset
+    if size != header.n_bytes:
+        word = "truncated" if size < header.n_bytes else "longer than it says"
+        raise BadFile(path, f"{word}: {size} bytes of numbers, its header promises {header.n_bytes}")
+    stack = stack_of(header.shape)
+    order: Any = "F" if header.fortran else "C"
+    mapped = np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
+    yield from stack.blocks("", lambda index: np.array(mapped[index]))
+
+
+def npz_blocks(path: Path) -> Iterator[Block]:
+    """Each array of an `.npz`, unpacked as a stream; object arrays are refused."""
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if not info.is_dir()]
+        found, other = False, ""
+        for info in members:
+            if info.file_size > _FREE_BYTES + _MAX_EXPANSION * info.compress_size:
+                raise BadFile(path, f"{info.filename} unpacks to over {_MAX_EXPANSION} times its size")
+            inside = "" if len(members) == 1 else info.filename.removesuffix(".npy")
+            with archive.open(info) as file:
+                start = file.read(10_012)
+                header = read_header(start, f"{path}:{info.filename}")
+                if header.dtype is None:
+                    raise BadFile(path, f"{info.filename} is an object array; an .npz is read without pickle")
+                if header.offset + header.n_bytes != info.file_size:
+                    raise BadFile(path, f"{info.filename}: its header does not agree with its size")
+                try:
+                    stack = stack_of(header.shape)
+                except ValueError as error:
+                    other = other or f"{info.filename}: {error}"
+                    continue
+                found = True
+                if header.fortran:
+                    raise BadFile(path, f"{info.filename} is in Fortran order; save it in C order")
+                n_ahead = header.offset
+                reader = _Ahead(start[n_ahead:], file, header.dtype, header.shape)
+                yield from stack.blocks(inside, reader.read)
+        if not found:
+            raise BadFile(path, other or "no array in it")
+
+
+class _Ahead:
+    """Reads a C-ordered array from a stream, block after block from its beginning."""
+
+    def __init__(self, start: bytes, file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        self._start, self._file, self._dtype, self._shape = start, file, dtype, shape
+
+    def read(self, index: tuple[Any, ...]) -> np.ndarray:
+        first = index[0]
+        if isinstance(first, slice) and first.stop is not None:
+            shape = (first.stop - first.start, *self._shape[1:])
+            index = (slice(None), *index[1:])
+        else:
+            shape = self._shape
+        size = math.prod(shape) * self._dtype.itemsize
+        content, self._start = self._start[:size], self._start[size:]
+        content += self._file.read(size - len(content))
+        return np.frombuffer(content, self._dtype).reshape(shape)[index]
+
+
+def fits_blocks(path: Path) -> Iterator[Block]:
+    """Every image of a FITS file, (H, W) or cubes; tables are passed over."""
+    from astropy.io import fits
+
+    with warnings.catch_warnings():
+        # Astropy only warns of a truncated file.
+        warnings.simplefilter("error")
+        with fits.open(path, memmap=False, lazy_load_hdus=True) as units:
+            images = [
+                (number, unit)
+                for number, unit in enumerate(units)
+                if isinstance(unit, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU) and unit.shape
+            ]
+            if not images:
+                raise BadFile(path, "no image in it")
+            for number, unit in images:
+                if isinstance(unit, fits.CompImageHDU):
+                    _check_chunk(path, getattr(unit, "tile_shape", None) or unit.shape, 8)
+                inside = "" if len(images) == 1 else str(number)
+                yield from stack_of(unit.shape).blocks(inside, unit.section.__getitem__)
+
+
+def hdf5_blocks(path: Path) -> Iterator[Block]:
+    """Every data set of 2 to 4 axes of an HDF5 file; nothing outside the file is followed."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        names = list(_datasets(file, path))
+        found, other = False, ""
+        for name in names:
+            data = file[name]
+            if data.dtype.kind not in "fiu" or not 2 <= data.ndim <= 4:
+                other = other or f"{name} holds {data.dtype} of shape {data.shape}"
+                continue
+            try:
+                stack = stack_of(data.shape)
+            except ValueError as error:
+                other = other or f"{name}: {error}"
+                continue
+            if data.is_virtual or data.external:
+                raise BadFile(path, f"{name} lies in another file; only what is in this one is read")
+            _check_chunk(path, data.chunks or (), data.dtype.itemsize)
+            found = True
+            yield from stack.blocks("" if len(names) == 1 else name, data.__getitem__)
+        if not found:
+            raise BadFile(path, f"no image in it; {other}" if other else "no data set in it")
+
+
+def _datasets(group: Any, path: Path, prefix: str = "", depth: int = 0) -> Iterator[str]:
+    import h5py
+
+    if depth > 16:
+        raise BadFile(path, "its groups are nested over 16 deep")
+    for name in sorted(group):
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise BadFile(path, f"{prefix}{name} links to another file; only what is in this one is read")
+        if not isinstance(link, h5py.HardLink):
+            continue
+        kind = group.get(name, getclass=True)
+        if kind is h5py.Dataset:
+            yield f"{prefix}{name}"
+        elif kind is h5py.Group:
+            yield from _datasets(group[name], path, f"{prefix}{name}/", depth + 1)
+
+
+def _check_chunk(path: Path, chunk: Sequence[int], item_bytes: int) -> None:
+    if math.prod(chunk) * item_bytes > _MAX_CHUNK_BYTES:
+        raise BadFile(path, f"compressed in pieces of {tuple(chunk)}, over {_MAX_CHUNK_BYTES} bytes unpacked")
+
+
+def store_blocks(path: Path) -> Iterator[Block]:
+    """The images of a store, in its order."""
+    store = Store.open(path)
+    step = max(1, _BLOCK_BYTES // (8 * store.shape[0] * store.shape[1]))
+    for begin in range(0, len(store), step):
+        yield Block("", begin, store.images(slice(begin, begin + step)))
+
+
+def archive_blocks(path: Path) -> Iterator[Block | BadFile]:
+    """The `.npy` files of an archive of DeepLense's; a bad one does not end the others."""
+    for file in ArchiveSource(path).files():
+        try:
+            image = decode_deeplense(file.read(), file.name, with_mass=False).image
+        except BadFile as bad:
+            yield bad
+        else:
+            yield Block(file.name, None, image[None])
