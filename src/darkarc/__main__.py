@@ -1,0 +1,6 @@
+"""`python -m darkarc`."""
+
+from darkarc.cli import main
+
+if __name__ == "__main__":
+    main()
