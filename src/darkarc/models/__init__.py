@@ -2,6 +2,7 @@
 
 from darkarc.models.backbones import BACKBONES, Backbone
 from darkarc.models.heads import HEADS, Grid, Head
+from darkarc.models.population import PopulationError, combine
 from darkarc.models.posterior import Posterior, PosteriorError
 from darkarc.models.preprocessing import StatisticsError
 from darkarc.models.regressor import (
@@ -23,6 +24,7 @@ __all__ = [
     "Backbone",
     "Grid",
     "Head",
+    "PopulationError",
     "Posterior",
     "PosteriorError",
     "Prediction",
@@ -32,6 +34,7 @@ __all__ = [
     "SealError",
     "StatisticsError",
     "as_image_batch",
+    "combine",
     "load_regressor",
     "read_sealed",
     "save_regressor",

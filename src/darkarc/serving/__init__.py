@@ -1,1 +1,30 @@
-"""."""
+"""Models to answers: export, loading, and prediction of any number of files."""
+
+from darkarc.serving.card import model_card
+from darkarc.serving.export import ExportError, export_folder, export_onnx
+from darkarc.serving.flags import FlagError, Reference, Verdict, limits
+from darkarc.serving.loading import LoadError, load
+from darkarc.serving.onnx_file import OnnxError
+from darkarc.serving.onnx_regressor import OnnxRegressor
+from darkarc.serving.predict import PredictError, PredictSummary, predict_files
+from darkarc.serving.table import COLUMNS, TableError
+
+__all__ = [
+    "COLUMNS",
+    "ExportError",
+    "FlagError",
+    "LoadError",
+    "OnnxError",
+    "OnnxRegressor",
+    "PredictError",
+    "PredictSummary",
+    "Reference",
+    "TableError",
+    "Verdict",
+    "export_folder",
+    "export_onnx",
+    "limits",
+    "load",
+    "model_card",
+    "predict_files",
+]

@@ -1,0 +1,200 @@
+"""A regressor as one ONNX file: dynamic batch, preprocessing inside, its description in the metadata."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from darkarc.models import QUANTILE_LEVELS, Posterior, Prediction, Regressor, write_sealed
+from darkarc.serving.card import model_card
+from darkarc.serving.onnx_file import INPUT, OUTPUTS, SPEC_KEY, OnnxError
+from darkarc.serving.onnx_regressor import OnnxRegressor
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+MODEL_FILE = "model.onnx"
+CARD_FILE = "README.md"
+
+OPSET = 20
+TOLERANCE = 1e-4
+"""Largest difference to torch allowed, in bin and class probabilities and in the target's unit."""
+
+
+class ExportError(ValueError):
+    """An export that does not answer as the torch model does; nothing was written."""
+
+
+def export_onnx(
+    regressor: Regressor, path: str | Path, *, opset: int = OPSET, tolerance: float = TOLERANCE
+) -> Path:
+    """Write `regressor` to `path` as a single ONNX file, checked against torch.
+
+    Input `images` float32 (batch, 1, H, W) of raw pixels; outputs `density` (batch, T, K), `median`
+    (batch, T), `quantiles` (batch, T, 4) and `class_probability` (batch, 3), as `darkarc.models.Prediction`.
+    The metadata hold the `RegressorSpec`, and in plain form targets, classes, bin edges, quantile levels
+    and instrument.
+
+    The same weights give the same bytes, and the file holds no path of this machine. It appears at
+    `path` only after ONNX Runtime gave torch's answers on a batch of images, to within `tolerance`.
+
+    Raises `ExportError`.
+    """
+    path = Path(path)
+    model = _trace(regressor, opset)
+    _strip(model)
+    _describe(model, regressor)
+    content = model.SerializeToString(deterministic=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _check(partial, regressor, tolerance)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def export_folder(
+    regressor: Regressor,
+    folder: str | Path,
+    *,
+    metrics: dict[str, Any] | None = None,
+    lineage: dict[str, str] | None = None,
+    opset: int = OPSET,
+) -> Path:
+    """Write `model.onnx`, its model card and a manifest with SHA-256 into `folder`, completely or not at all.
+
+    metrics: content of `reports/metrics.json`; lineage: name -> value (git commit, data digest, run), both
+    for the card. `darkarc.load(folder)` reads it. Raises `ExportError`.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f"{folder.name}.onnx")
+    try:
+        content = export_onnx(regressor, aside, opset=opset).read_bytes()
+    finally:
+        aside.unlink(missing_ok=True)
+    card = model_card(regressor.spec, metrics=metrics, lineage=lineage)
+    return write_sealed(folder, {MODEL_FILE: content, CARD_FILE: card.encode()})
+
+
+def _trace(regressor: Regressor, opset: int) -> "ModelProto":
+    training, device = regressor.training, next(regressor.parameters()).device
+    # Two images: a batch of one would be taken for a constant.
+    example = torch.zeros(2, 1, *regressor.shape)
+    try:
+        with warnings.catch_warnings():
+            # The exporter's own advice, and deprecations inside of it: nothing a user could act on.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                regressor.eval().cpu(),
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+    finally:
+        regressor.to(device).train(training)
+    assert program is not None
+    return program.model_proto
+
+
+def _strip(model: "ModelProto") -> None:
+    """Drop what the exporter notes for debugging: stack traces with paths, names of Python classes."""
+    graph = model.graph
+    del graph.value_info[:]
+    for noted in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        noted.doc_string = ""
+        del noted.metadata_props[:]
+
+
+def _describe(model: "ModelProto", regressor: Regressor) -> None:
+    spec = regressor.spec
+    model.producer_name, model.producer_version = "darkarc", f"schema {spec.schema_version}"
+    entries = {
+        SPEC_KEY: spec.to_json(),
+        "targets": json.dumps(list(spec.targets)),
+        "classes": json.dumps(list(spec.classes)),
+        "edges": json.dumps({name: regressor.edges(name).tolist() for name in spec.targets}),
+        "quantile_levels": json.dumps(list(QUANTILE_LEVELS)),
+        "instrument": spec.instrument,
+    }
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def _check(path: Path, regressor: Regressor, tolerance: float) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        exported = OnnxRegressor(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OnnxError) as error:
+        raise ExportError(f"the exported graph is not valid: {error}") from error
+    images = torch.from_numpy(trial_images(regressor.spec.statistics, regressor.shape))
+    difference = largest_difference(_answer(regressor, images), exported(images), regressor)
+    if not difference <= tolerance:
+        raise ExportError(
+            f"the exported graph differs from torch by {difference:.2g}, allowed are {tolerance:g}: nothing "
+            "was written. Are the weights finite and in float32?"
+        )
+
+
+@torch.inference_mode()
+def _answer(regressor: Regressor, images: Tensor) -> Prediction:
+    device, training = next(regressor.parameters()).device, regressor.training
+    prediction = regressor.eval()(images.to(device))
+    regressor.train(training)
+    return Prediction(*(tensor.cpu() for tensor in prediction))
+
+
+def trial_images(statistics: dict[str, Any], shape: tuple[int, int], n: int = 5) -> NDArray[np.float32]:
+    """(2n, 1, H, W) images for the comparison: white noise, then rings, of the train split's mean and std."""
+    generator = np.random.default_rng(0)
+    mean, std = float(statistics["mean"]), float(statistics["std"])
+    noise = generator.normal(mean, std, (n, *shape))
+    y, x = (np.arange(size) - (size - 1) / 2 for size in shape)
+    radius = np.hypot(y[:, None], x[None, :])
+    angle = np.arctan2(y[:, None], x[None, :])
+    rings = []
+    for phase in generator.uniform(0, 2 * np.pi, n):
+        arc = np.exp(-0.5 * ((radius - 0.16 * shape[0]) / 2.0) ** 2) * (1.2 + np.cos(angle - phase))
+        arc += generator.normal(0, 0.02, shape)
+        rings.append(mean + std * (arc - arc.mean()) / arc.std())
+    return np.concatenate([noise, rings])[:, None].astype(np.float32)
+
+
+def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regressor: Regressor) -> float:
+    """The largest difference in bin probability, class probability, median and quantiles.
+
+    A quantile may move along a stretch of almost no probability; what counts there is the probability
+    between the two values, if that is less than the way between them.
+    """
+    largest = float((torch_answer.class_probability - onnx_answer.class_probability).abs().max())
+    for t, target in enumerate(regressor.targets):
+        edges = regressor.edges(target)
+        ours, theirs = (answer.density[:, t].double().numpy() for answer in (torch_answer, onnx_answer))
+        largest = max(largest, float(np.abs((ours - theirs) * np.diff(edges)).max()))
+        classes = torch_answer.class_probability.double().numpy()
+        posterior = Posterior(edges, ours, classes, target)
+        pairs = [(torch_answer.median[:, t], onnx_answer.median[:, t])]
+        pairs += [(torch_answer.quantiles[:, t, q], onnx_answer.quantiles[:, t, q]) for q in range(4)]
+        for a, b in pairs:
+            way = (a - b).abs().double().numpy()
+            between = np.abs(posterior.cdf(a.double().numpy()) - posterior.cdf(b.double().numpy()))
+            largest = max(largest, float(np.minimum(way, between).max()))
+    return largest

@@ -1,0 +1,225 @@
+"""`darkarc predict`: any number of image files to one table, a row an image."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
+from darkarc.data.readers import ImageItem, iter_images
+from darkarc.models import QUANTILE_LEVELS, Regressor
+from darkarc.serving.flags import Reference, limits
+from darkarc.serving.onnx_regressor import OnnxRegressor
+from darkarc.serving.table import Journal, Row, check_ending, printable, table_row, write_table
+
+LEVELS = (0.5, *QUANTILE_LEVELS)
+UNREADABLE = "not readable: "
+"""How the flag of a file begins that gave no image."""
+
+
+class PredictError(ValueError):
+    """A prediction that cannot be made as asked."""
+
+
+@dataclass
+class PredictSummary:
+    """What became of the images of one call."""
+
+    out: Path
+    n_images: int = 0
+    n_mass: int = 0
+    """got a mass, flagged or not"""
+    n_flagged: int = 0
+    """of these, with a flag"""
+    n_other_class: int = 0
+    """class probabilities, but no mass: not of the target's class"""
+    n_withheld: int = 0
+    """read, but too unlike the training images for any number"""
+    n_unreadable: int = 0
+    n_resumed: int = 0
+    """of all, taken over from an interrupted call"""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self.n_images += 1
+            if row["log10_mass_median"] is not None:
+                self.n_mass += 1
+                self.n_flagged += bool(row["flag"])
+            elif row["p_axion"] is not None:
+                self.n_other_class += 1
+            elif row["flag"].startswith(UNREADABLE):
+                self.n_unreadable += 1
+            else:
+                self.n_withheld += 1
+
+    def __str__(self) -> str:
+        flagged = f" ({self.n_flagged} of them flagged)" if self.n_flagged else ""
+        return (
+            f"{self.out}: {self.n_images} images: {self.n_mass} with a mass{flagged}, {self.n_other_class} "
+            f"of another class, {self.n_withheld} withheld, {self.n_unreadable} not readable"
+        )
+
+
+def predict_files(
+    regressor: Regressor | OnnxRegressor,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    target: str | None = None,
+    gate: float = 0.5,
+    batch_size: int = 64,
+    progress: bool = True,
+    resume: bool = True,
+) -> PredictSummary:
+    """Answer every image under `paths` and write the table `out` (.csv or .parquet, columns `COLUMNS`).
+
+    paths: files, folders and stores, as `darkarc.data.readers.iter_images` takes them.
+    target: the column to answer; default: `log10_axion_mass_ev`, or the regressor's only target.
+    gate: an image whose probability of the target's class is lower gets no mass.
+    batch_size: images in memory at once.
+    resume: go on where a killed call with the same regressor, paths and options stopped.
+
+    The table is complete or absent. An image the regressor must not judge (another size, far from the
+    training images, not readable) has empty numbers and the reason in `flag`.
+
+    Raises `PredictError` if there is nothing to read, `TableError` if `out` cannot be written.
+    """
+    out = Path(out)
+    check_ending(out)
+    if batch_size < 1 or not 0 <= gate <= 1:
+        raise PredictError(f"expected batch_size >= 1 and a gate in [0, 1], found {batch_size} and {gate:g}")
+    answers = _Answers(regressor, _target(regressor, target), gate)
+    listed = [printable(str(path)) for path in paths]
+    identity = {
+        "regressor": fingerprint(regressor), "paths": listed, "target": answers.target, "gate": gate,
+        "batch_size": batch_size,
+    }  # fmt: skip
+    with Journal(out, identity, resume=resume) as journal, _bar(progress) as advance:
+        items, summary = _after_journal(journal, paths, out)
+        advance(summary.n_resumed)
+        while rows := answers.rows(islice(items, batch_size)):
+            journal.append(rows)
+            summary.add(rows)
+            advance(len(rows))
+        if summary.n_images == 0:
+            journal.remove()
+            raise PredictError(
+                f"no images under {', '.join(listed) or '(no path)'}: give files, folders or stores"
+            )
+        write_table(out, (row for batch in journal.batches() for row in batch))
+        journal.remove()
+    return summary
+
+
+def fingerprint(regressor: Regressor | OnnxRegressor) -> str:
+    """SHA-256 of everything that its answers depend on."""
+    if isinstance(regressor, OnnxRegressor):
+        return regressor.sha256
+    digest = hashlib.sha256(regressor.spec.to_json().encode())
+    for name, tensor in regressor.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _target(regressor: Regressor | OnnxRegressor, target: str | None) -> str:
+    known = regressor.targets
+    if target is None:
+        target = DEFAULT_TARGET if DEFAULT_TARGET in known else known[0]
+    if target not in known:
+        raise PredictError(f"this regressor knows {', '.join(known)}, not {target!r}")
+    return target
+
+
+class _Answers:
+    """Turns a chunk of images into rows."""
+
+    def __init__(self, regressor: Regressor | OnnxRegressor, target: str, gate: float) -> None:
+        self.regressor, self.target, self.gate = regressor, target, gate
+        self.reference = Reference(regressor.spec.statistics, regressor.shape)
+        self.class_name = TARGET_CLASS[target]
+
+    def rows(self, items: Iterable[ImageItem]) -> list[Row]:
+        """One row an item, in order."""
+        rows, images, places = [], [], []
+        for item in items:
+            rows.append(table_row(name_of(item), self._refusal(item)))
+            # Only images of the right shape are kept, whatever sizes the others have.
+            if item.image is not None and not rows[-1]["flag"]:
+                images.append(np.asarray(item.image, np.float32))
+                places.append(len(rows) - 1)
+        if not images:
+            return rows
+        stack = np.stack(images)
+        verdicts = self.reference.judge(stack)
+        for place, verdict in zip(places, verdicts, strict=True):
+            rows[place]["flag"] = verdict.flag
+        kept = [k for k, verdict in enumerate(verdicts) if not verdict.withheld]
+        if kept:
+            said = [(rows[places[k]]["path"], verdicts[k].flag) for k in kept]
+            for k, row in zip(kept, self._answered(stack[kept], said), strict=True):
+                rows[places[k]] = row
+        return rows
+
+    def _refusal(self, item: ImageItem) -> str:
+        if item.image is None:
+            return UNREADABLE + (item.error or "no image")
+        return self.reference.wrong_shape(item.image.shape)
+
+    def _answered(self, images: NDArray[np.float32], said: list[tuple[str, str]]) -> Iterator[Row]:
+        """Rows of images (N, H, W) with their names and flags."""
+        posterior = self.regressor.predict(images, target=self.target, batch_size=len(images))
+        quantiles, classes = posterior.quantile(LEVELS), posterior.class_probability
+        share = classes[:, CLASSES.index(self.class_name)]
+        for k, ((name, flag), limit) in enumerate(zip(said, limits(posterior), strict=True)):
+            if share[k] < self.gate:
+                other = f"not {self.class_name}-like (p_{self.class_name}={share[k]:.2g})"
+                yield table_row(name, _joined(flag, other), classes[k])
+            else:
+                yield table_row(name, _joined(flag, limit), classes[k], quantiles[k])
+
+
+def name_of(item: ImageItem) -> str:
+    """The `path` of an image in the table: its file, and `#index` within a file of several."""
+    return str(item.path) if item.index is None else f"{item.path}#{item.index}"
+
+
+def _joined(*flags: str) -> str:
+    return "; ".join(flag for flag in flags if flag)
+
+
+def _after_journal(
+    journal: Journal, paths: Sequence[str | Path], out: Path
+) -> tuple[Iterator[ImageItem], PredictSummary]:
+    """The images that the journal does not hold yet, and what it holds; emptied if it speaks about others."""
+    items, summary = iter_images(paths), PredictSummary(out)
+    for batch in journal.batches():
+        names = [printable(name_of(item)) for item in islice(items, len(batch))]
+        if names != [row["path"] for row in batch]:
+            # Files came, went or changed since: nothing of the journal can be trusted.
+            journal.clear()
+            return iter_images(paths), PredictSummary(out)
+        summary.add(batch)
+    summary.n_resumed = summary.n_images
+    return items, summary
+
+
+@contextmanager
+def _bar(progress: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar that counts images; their total is not known beforehand."""
+    from rich.progress import Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("predict {task.completed:.0f} images"),
+        TaskProgressColumn(show_speed=True),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, disable=not progress, transient=True) as bar:
+        task = bar.add_task("predict", total=None)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,161 @@
+"""An exported regressor answers as the torch one, for any batch; its file says nothing of this machine."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from darkarc.config import DEFAULT_TARGET
+from darkarc.models import Posterior, read_sealed
+from darkarc.serving import ExportError, OnnxRegressor, export, export_folder, export_onnx
+from darkarc.serving.export import largest_difference, trial_images
+
+BOTH_TARGETS = {DEFAULT_TARGET: (-24.0, -22.0), "log10_subhalo_mass_msun": (6.0, 11.0)}
+
+
+@pytest.mark.parametrize(
+    ("model", "targets"),
+    [
+        ({"backbone": "small_resnet", "head": "binned", "dropout": 0.5, "stochastic_depth": 0.5}, None),
+        (
+            {"backbone": "small_resnet", "head": "gaussian", "normalisation": "image", "stretch": "asinh"},
+            BOTH_TARGETS,
+        ),
+        ({"backbone": "efficientnet_b0", "head": "binned"}, None),
+    ],
+)
+def test_onnx_equals_torch_for_any_batch(make_regressor, lenses, tmp_path, model, targets):
+    regressor = make_regressor(targets, **model)
+    regressor.train()
+    exported = OnnxRegressor(export_onnx(regressor, tmp_path / "model.onnx"), threads=1)
+    assert regressor.training, "export leaves the mode as it found it"
+    regressor.eval()
+    for batch in (1, 7, 256):
+        images = torch.from_numpy(lenses[:batch, None])
+        with torch.inference_mode():
+            expected = regressor(images)
+        answer = exported(images)
+        for ours, theirs in zip(expected, answer, strict=True):
+            assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert largest_difference(expected, answer, regressor) < 1e-4
+    for target in regressor.targets:
+        ours, theirs = (
+            regressor.predict(lenses[:9], target=target),
+            exported.predict(lenses[:9], target=target),
+        )
+        assert isinstance(theirs, Posterior) and theirs.target == target
+        np.testing.assert_array_equal(theirs.edges, ours.edges)
+        np.testing.assert_allclose(theirs.quantile([0.05, 0.5]), ours.quantile([0.05, 0.5]), atol=1e-4)
+        assert np.ptp(ours.median) > 1e-3, "the answers must depend on the image for this to test anything"
+
+
+@pytest.fixture
+def traced(monkeypatch, onnx_path):
+    """Tracing takes seconds; what comes after it is tried on a graph that is there already."""
+
+    def trace(regressor, opset):
+        model = onnx.load(onnx_path)
+        del model.metadata_props[:]
+        return model
+
+    monkeypatch.setattr(export, "_trace", trace)
+
+
+def test_same_weights_give_the_same_bytes(make_regressor, onnx_path, tmp_path):
+    again = export_onnx(make_regressor(), tmp_path / "again.onnx")
+    assert again.read_bytes() == onnx_path.read_bytes()
+
+
+def test_file_holds_no_path_and_no_trace(onnx_path):
+    content = onnx_path.read_bytes()
+    strings = re.findall(rb"[\x20-\x7e]{8,}", content)
+    assert strings
+    suspicious = (b".py", b"stack_trace", b"site-packages", b"/home", b"/usr", b"/tmp", os.getcwd().encode())
+    assert not [text for text in strings if any(mark in text for mark in suspicious)]
+    model = onnx.load(onnx_path)
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+
+
+def test_metadata_describe_the_regressor_in_plain_form(regressor, onnx_path):
+    entries = {entry.key: entry.value for entry in onnx.load(onnx_path).metadata_props}
+    spec = json.loads(entries["darkarc.regressor"])
+    assert spec["shape"] == [64, 64] and spec["instrument"] == "model_iii"
+    assert spec["statistics"]["reference"].keys() == regressor.spec.statistics["reference"].keys()
+    np.testing.assert_array_equal(json.loads(entries["edges"])[DEFAULT_TARGET], regressor.edges())
+    assert json.loads(entries["classes"]) == ["axion", "cdm", "no_sub"]
+    assert json.loads(entries["quantile_levels"]) == [0.05, 0.16, 0.84, 0.95]
+
+
+def test_plain_onnxruntime_needs_nothing_of_ours(regressor, onnx_path, lenses):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
+    (median,) = session.run(["median"], {"images": lenses[:3, None]})
+    np.testing.assert_allclose(median[:, 0], regressor.predict(lenses[:3]).median, atol=1e-4)
+
+
+def test_an_export_that_differs_is_not_written(regressor, traced, tmp_path, monkeypatch):
+    true_answer = export._answer
+
+    def shifted(*arguments):
+        prediction = true_answer(*arguments)
+        return prediction._replace(class_probability=prediction.class_probability + 3e-4)
+
+    monkeypatch.setattr(export, "_answer", shifted)
+    target = tmp_path / "model.onnx"
+    with pytest.raises(ExportError, match=r"differs from torch by 0\.0003"):
+        export_onnx(regressor, target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_weights_than_the_graphs_are_noticed(make_regressor, traced, tmp_path):
+    with pytest.raises(ExportError, match="differs from torch by"):
+        export_onnx(make_regressor(seed=1), tmp_path / "model.onnx")
+    broken = make_regressor()
+    with torch.no_grad():
+        broken.class_layer.bias[0] = float("nan")
+    with pytest.raises(ExportError, match="differs from torch by nan"):
+        export_onnx(broken, tmp_path / "model.onnx")
+
+
+def test_quantiles_are_compared_by_the_probability_between_them(regressor):
+    """Between two far peaks a quantile may move at no cost; elsewhere it may not."""
+    images = torch.from_numpy(trial_images(regressor.spec.statistics, regressor.shape))
+    with torch.inference_mode():
+        answer = regressor(images)
+    density = torch.zeros_like(answer.density)
+    density[:, 0, 8] = density[:, 0, 56] = 0.5 / (2.0 / 64)
+    low, high = torch.full_like(answer.median, -23.7), torch.full_like(answer.median, -22.3)
+    bimodal = answer._replace(density=density, median=low)
+    assert largest_difference(bimodal, bimodal._replace(median=high), regressor) < 1e-6
+    inside = bimodal._replace(median=torch.full_like(low, -23.74), density=density)
+    assert largest_difference(inside, inside._replace(median=high), regressor) > 0.1
+
+
+def test_trial_images_have_the_mean_and_deviation_of_training(statistics):
+    images = trial_images(statistics, (64, 64))
+    assert images.shape == (10, 1, 64, 64) and images.dtype == np.float32
+    np.testing.assert_allclose(images[5:].std(axis=(1, 2, 3)), statistics["std"], rtol=1e-3)
+    np.testing.assert_allclose(images[5:].mean(axis=(1, 2, 3)), statistics["mean"], rtol=1e-3)
+
+
+def test_folder_holds_model_card_and_manifest(regressor, onnx_path, traced, tmp_path):
+    metrics = {"mae_dex": 0.0712, "coverage_68": 0.671, "by_mass": [1, 2]}
+    folder = export_folder(regressor, tmp_path / "exported", metrics=metrics, lineage={"git commit": "abc"})
+    files = read_sealed(folder)
+    assert files["model.onnx"] == onnx_path.read_bytes()
+    card = files["README.md"].decode()
+    for expected in ("mean absolute error of the median (dex) | 0.0712", "git commit: abc", "64 x 64 pixels"):
+        assert expected in card
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert "Not evaluated" in export.model_card(regressor.spec)
+
+
+def test_threads_must_not_be_negative(onnx_path: Path):
+    with pytest.raises(ValueError, match="threads: expected 0"):
+        OnnxRegressor(onnx_path, threads=-1)
