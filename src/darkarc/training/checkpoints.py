@@ -47,8 +47,8 @@ def save_checkpoint(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     best: dict[str, Tensor],
-) -> None:
-    """Write a checkpoint of this step below `folder` and drop all but the last `KEEP`."""
+) -> Path:
+    """Write a checkpoint of this step below `folder`, drop all but the last `KEEP`, and say where it is."""
     from safetensors.torch import save
 
     files = {
@@ -57,9 +57,10 @@ def save_checkpoint(
         "best.safetensors": save(to_cpu(best)),
         "progress.json": json.dumps(asdict(progress), indent=1).encode(),
     }
-    write_sealed(folder / f"step-{progress.step:08d}", files)
+    path = write_sealed(folder / f"step-{progress.step:08d}", files)
     for _, old in _checkpoints(folder)[KEEP:]:
         shutil.rmtree(old)
+    return path
 
 
 def restore_checkpoint(
@@ -88,6 +89,17 @@ def restore_checkpoint(
         _load_optimiser(optimiser, moments)
         return progress, best
     return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint written below `folder`."""
+    return next((path for _, path in _checkpoints(folder)), None)
+
+
+def epochs_done(folder: Path) -> int:
+    """Whole epochs behind the newest checkpoint; 0 without one."""
+    newest = newest_checkpoint(folder)
+    return 0 if newest is None else len(json.loads(read_sealed(newest)["progress.json"])["history"])
 
 
 def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from darkarc.training.fingerprint import environment, training_digest
 from darkarc.training.interruption import StopRequest, TrainingInterrupted
 from darkarc.training.objectives import autocast, objective, target_losses, validate
 from darkarc.training.optimisers import build_optimiser, learning_rate
+from darkarc.training.schedule import EpochEnd, EpochHook, replay
 
 PRIOR_TOLERANCE_NATS = 0.3
 
