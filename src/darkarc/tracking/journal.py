@@ -92,8 +92,8 @@ class Journal:
         with self._guard:
             seq = self.records[-1].seq + 1 if self.records else 1
             record = Record(seq, kind, time.time_ns() // 1_000_000, dict(body))
-            self._write(vars(record), sync=sync)
             self._keep(record)
+            self._write(vars(record), sync=sync)
             return record
 
     def acknowledge(self, seq: int, run_id: str) -> None:

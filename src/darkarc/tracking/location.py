@@ -1,7 +1,9 @@
 """Where runs and models are kept: an SQLite database in the project, or a server."""
 
+import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -76,6 +78,20 @@ def open_client(uri: str | None = None) -> "MlflowClient":
 
         _environment.quiet_loggers()
         return mlflow.MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+
+
+@contextlib.contextmanager
+def global_store() -> Iterator[None]:
+    """MLflow's module-level functions use our store inside, and what they used before afterwards."""
+    with _environment.quiet_import():
+        import mlflow
+
+    uri, before = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:

@@ -1,7 +1,6 @@
 """Registration: an exported ONNX file becomes a version of the registered model, once."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from darkarc.tracking._environment import quiet_import
 from darkarc.tracking._sender import error_code
 from darkarc.tracking.errors import RegistryError
 from darkarc.tracking.lineage import package_version
-from darkarc.tracking.location import open_client, tracking_uri
+from darkarc.tracking.location import global_store, open_client
 from darkarc.tracking.registry import (
     SHA256_TAG,
     ModelVersion,
@@ -67,7 +66,7 @@ def register_onnx(
     model = _read_onnx(Path(onnx_path))
     payload = model.SerializeToString()
     sha256 = hashlib.sha256(payload).hexdigest()
-    with registry_errors():
+    with registry_errors(), global_store():
         client = open_client()
         number = _registered(name, run_id, sha256)
         if number is None:
@@ -180,9 +179,6 @@ def _log_model(
         import mlflow.onnx
         import mlflow.pyfunc
 
-    uri = tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     run = client.get_run(run_id)
     logged = client.create_logged_model(
         run.info.experiment_id,

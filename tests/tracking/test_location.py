@@ -1,0 +1,115 @@
+"""Where runs are kept: the default follows the project, and a new database is made once."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from darkarc.tracking import TrackingError, open_client, project_root, tracking_uri
+from darkarc.tracking.location import experiment_id
+
+CHILD = """
+import sys
+from darkarc import config
+from darkarc.tracking import start_run
+settings = config.parse({"tracking": {"system_metrics": False, "patience_s": 0}})
+with start_run(settings, name="train", journal=f"journals/{sys.argv[1]}.jsonl") as tracker:
+    tracker.log_metrics({"loss": float(sys.argv[1])}, 0)
+"""
+
+
+def test_the_project_is_the_nearest_folder_with_parameters(project: Path, monkeypatch: pytest.MonkeyPatch):
+    below = project / "notebooks" / "first"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert project_root() == project
+    assert tracking_uri() == f"sqlite:///{project}/mlflow.db"
+
+
+def test_inside_a_dvc_stage_the_real_project_counts(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy = tmp_path / "temporary copy"
+    copy.mkdir()
+    (copy / "dvc.yaml").touch()
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    assert tracking_uri() == f"sqlite:///{project}/mlflow.db"
+
+
+def test_without_a_project_the_working_directory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(create=False) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_server_is_taken_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri() == "http://127.0.0.1:5000"
+
+
+def test_a_relative_database_becomes_absolute(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert tracking_uri(create=False) == f"sqlite:///{project}/other.db"
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "sqlite:///", "sqlite:///:memory:"])
+def test_a_uri_that_cannot_work_is_refused_by_name(uri: str, project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI="):
+        tracking_uri()
+
+
+def test_a_truncated_database_is_named_and_not_overwritten(project: Path):
+    database = project / "mlflow.db"
+    content = database.read_bytes()
+    database.write_bytes(content[:5000])
+    with pytest.raises(TrackingError, match=r"mlflow\.db: not a complete MLflow database"):
+        tracking_uri()
+    assert database.read_bytes() == content[:5000]
+
+
+def test_artifacts_lie_in_the_project_wherever_the_command_runs(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(tmp_path)
+    client = open_client()
+    number = experiment_id(client, tracking_uri(), "darkarc")
+    run = client.create_run(number)
+    client.log_text(run.info.run_id, "x", "x.txt")
+    assert (project / "mlartifacts" / run.info.run_id / "artifacts" / "x.txt").is_file()
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_deleted_experiment_is_named_with_the_remedy(project: Path):
+    client = open_client()
+    client.delete_experiment(experiment_id(client, tracking_uri(), "darkarc"))
+    with pytest.raises(TrackingError, match="mlflow experiments restore -x"):
+        experiment_id(client, tracking_uri(), "darkarc")
+
+
+@pytest.mark.slow
+def test_four_processes_may_start_at_once_on_a_fresh_project(empty_project: Path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(number)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for number in range(4)
+    ]
+    for child in children:
+        _, errors = child.communicate(timeout=180)
+        assert (child.returncode, errors) == (0, "")
+    with sqlite3.connect(empty_project / "mlflow.db") as connection:
+        rows = connection.execute("select value from metrics order by value").fetchall()
+        names = connection.execute("select count(*) from experiments where name='darkarc'").fetchone()
+    connection.close()
+    assert rows == [(0.0,), (1.0,), (2.0,), (3.0,)]
+    assert names == (1,)
+    assert not list(empty_project.glob("*.partial*"))
