@@ -95,6 +95,13 @@ def test_shares_are_counted() -> None:
     assert found["non_finite"] == pytest.approx(0.01)
 
 
+def test_dead_rows_are_flat_and_noise_is_not() -> None:
+    image = np.random.default_rng(6).normal(size=(42, 32))
+    assert measure(image)["flat"] == 0
+    image[10:20] = 0
+    assert measure(image)["flat"] == pytest.approx(8 / 40)  # rows whose neighbours are dead as well
+
+
 def test_a_pixel_beyond_float32_arithmetic_counts_as_not_finite() -> None:
     image = ring(14, 3).astype(np.float64)
     image[0, 0] = 10 * LARGEST

@@ -59,7 +59,7 @@ def score_outliers(
     """Score N images by their statistics; scale, forest and threshold come from unbroken train rows alone.
 
     The score is the larger of the IsolationForest's anomaly score and 1 - 2^(-|z|/5) of the statistic
-    that lies farthest out: a forest sees unusual combinations, but one statistic among fourteen that is
+    that lies farthest out: a forest sees unusual combinations, but one statistic among fifteen that is
     far out alone barely shortens its paths. An image is unusual above the (1 - contamination) quantile
     of train, or above `CLEAR_SCORE` if that is lower; and always only above the (1 - largest_share)
     quantile of its own stratum's train rows, so that no rare stratum is thrown out wholesale.
