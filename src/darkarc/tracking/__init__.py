@@ -8,6 +8,7 @@ from darkarc.tracking.errors import JournalError, RegistryError, TrackingError  
 from darkarc.tracking.journal import Journal  # noqa: E402
 from darkarc.tracking.lineage import git_commit, lineage_tags  # noqa: E402
 from darkarc.tracking.location import open_client, project_root, tracking_uri  # noqa: E402
+from darkarc.tracking.run_file import RunRecord, read_run, write_run  # noqa: E402
 from darkarc.tracking.run_tracker import RunTracker  # noqa: E402
 from darkarc.tracking.runs import replay, start_run  # noqa: E402
 from darkarc.tracking.tracker import NullTracker, Tracker  # noqa: E402
@@ -17,6 +18,7 @@ __all__ = [
     "JournalError",
     "NullTracker",
     "RegistryError",
+    "RunRecord",
     "RunTracker",
     "Tracker",
     "TrackingError",
@@ -24,7 +26,9 @@ __all__ = [
     "lineage_tags",
     "open_client",
     "project_root",
+    "read_run",
     "replay",
     "start_run",
     "tracking_uri",
+    "write_run",
 ]

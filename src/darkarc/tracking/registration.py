@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 
 ERRORS_FILE = "test_errors.npy"
 ERRORS_TAG = "darkarc.errors_sha256"
+CARD_FILE = "model_card.md"
+CARD_TAG = "darkarc.card_sha256"
 TEST_DIGEST_TAG = "darkarc.test_digest"
 CONTENT_TAG = "darkarc.content_sha256"
 
 SERVED_WITH = ("mlflow", "onnx", "onnxruntime", "numpy")
 
 MAX_CARD_CHARACTERS = 5000
-"""Longest description that MLflow's database keeps; the whole card is `model_card.md` in the run."""
+"""Longest description that MLflow's database keeps; `read_card` gives the whole card."""
 
 
 def register_onnx(
@@ -88,9 +90,11 @@ def register_onnx(
             evidence[TEST_DIGEST_TAG] = test_digest
         if test_errors is not None:
             evidence[ERRORS_TAG] = _log_errors(client, run_id, sha256, test_errors)
+        if card:
+            evidence[CARD_TAG] = hashlib.sha256(card.encode()).hexdigest()
         tag_version(name, number, evidence)
         if card:
-            client.log_text(run_id, card, "model_card.md")
+            client.log_text(run_id, card, f"{_own_folder(sha256)}/{CARD_FILE}")
             client.update_model_version(name, str(number), description=shorten(card, MAX_CARD_CHARACTERS))
     return get_version(name, number)
 
@@ -100,7 +104,7 @@ def read_test_errors(version: ModelVersion) -> np.ndarray | None:
     expected = version.tags.get(ERRORS_TAG)
     if expected is None:
         return None
-    source = f"runs:/{version.run_id}/{_errors_folder(str(version.sha256))}/{ERRORS_FILE}"
+    source = f"runs:/{version.run_id}/{_own_folder(str(version.sha256))}/{ERRORS_FILE}"
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / ERRORS_FILE
         fetch(version, source, expected, target)
@@ -110,7 +114,19 @@ def read_test_errors(version: ModelVersion) -> np.ndarray | None:
     return errors.astype(np.float64)
 
 
-def _errors_folder(sha256: str) -> str:
+def read_card(version: ModelVersion) -> str:
+    """The whole model card (markdown) of a version, checked against its tag; empty if it has none."""
+    expected = version.tags.get(CARD_TAG)
+    if expected is None:
+        return ""
+    source = f"runs:/{version.run_id}/{_own_folder(str(version.sha256))}/{CARD_FILE}"
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / CARD_FILE
+        fetch(version, source, expected, target)
+        return target.read_text(encoding="utf-8")
+
+
+def _own_folder(sha256: str) -> str:
     return f"registered/{sha256[:16]}"
 
 
@@ -124,7 +140,7 @@ def _log_errors(client: "MlflowClient", run_id: str, sha256: str, errors: np.nda
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ERRORS_FILE
         np.save(path, values, allow_pickle=False)
-        client.log_artifact(run_id, str(path), artifact_path=_errors_folder(sha256))
+        client.log_artifact(run_id, str(path), artifact_path=_own_folder(sha256))
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -2,15 +2,14 @@
 
 import csv
 import io
-import json
-import os
 import shutil
 from pathlib import Path
 
 from darkarc.config import Config
 from darkarc.data.store import Store
+from darkarc.durable import write_file
 from darkarc.models import save_regressor
-from darkarc.tracking import start_run
+from darkarc.tracking import RunRecord, start_run, write_run
 from darkarc.training.engine import TrainResult, train
 from darkarc.training.fingerprint import training_digest
 
@@ -28,7 +27,7 @@ def train_stage(
     work: Path = WORK,
     progress: bool = True,
 ) -> TrainResult:
-    """Train on a prepared store; write the regressor to `out`, its run to `run_file`, its curves to `history`.
+    """Train on a prepared store; write the regressor `out`, its run `run_file` and its curves `history`.
 
     The state of an unfinished training, its journal of metrics included, lies in `work`; the same
     configuration and data go on there, in the same MLflow run. It is removed when everything is written.
@@ -40,17 +39,11 @@ def train_stage(
     with start_run(config, name="train", journal=folder / "journal.jsonl", dataset=store) as tracker:
         result = train(config, store, workdir=folder, tracker=tracker, progress=progress)
         tracker.log_params({"best_epoch": result.best_epoch, "stopped_early": result.stopped_early})
-        for path in (out, run_file, history):
-            path.parent.mkdir(parents=True, exist_ok=True)
         save_regressor(result.regressor, out)
-        _write(history, _table(result.history))
+        write_file(history, _table(result.history))
         tracker.log_artifact(history)
-        run = {
-            "run_id": tracker.run_id,
-            "experiment_id": tracker.experiment_id,
-            "training_digest": result.digest,
-        }
-    _write(run_file, json.dumps(run, indent=2) + "\n")
+        record = RunRecord(tracker.run_id, tracker.experiment_id, result.digest)
+    write_run(run_file, record)
     shutil.rmtree(folder)
     return result
 
@@ -61,13 +54,3 @@ def _table(history: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """A file, complete or absent."""
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

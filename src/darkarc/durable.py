@@ -1,0 +1,27 @@
+"""Files that are complete or absent: written aside, flushed to the disk, then renamed."""
+
+import os
+from pathlib import Path
+
+
+def write_file(path: str | Path, content: bytes | str) -> Path:
+    """Put `content` (text as UTF-8) at `path`; a kill at any moment leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.partial")
+    with aside.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+    return path
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
