@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,7 @@ def npy_blocks(path: Path) -> Iterator[Block]:
     """`.npy` in every DeepLense layout, or a stack of any length."""
     with path.open("rb") as file:
         header = read_header(file.read(10_012), path)
-    side = math.isqrt(header.shape[1]) if len(header.shape) == 2 else 0
-    label_row = side >= MIN_SIDE and header.shape == (2, side * side)
-    if header.dtype is None or len(header.shape) < 2 or 1 in header.shape[:2] or label_row:
+    if header.dtype is None or len(header.shape) < 2 or (len(header.shape) == 2 and min(header.shape) <= 2):
         yield Block("", None, decode_deeplense(read_bytes(path), path, with_mass=False).image[None])
         return
     size = path.stat().st_size - header.offset
@@ -144,6 +143,8 @@ class _Ahead:
         size = math.prod(shape) * self._dtype.itemsize
         content, self._start = self._start[:size], self._start[size:]
         content += self._file.read(size - len(content))
+        if len(content) != size:
+            raise ValueError(f"truncated: {len(content)} bytes where {size} are promised")
         return np.frombuffer(content, self._dtype).reshape(shape)[index]
 
 
@@ -151,22 +152,34 @@ def fits_blocks(path: Path) -> Iterator[Block]:
     """Every image of a FITS file, (H, W) or cubes; tables are passed over."""
     from astropy.io import fits
 
-    with warnings.catch_warnings():
-        # Astropy only warns of a truncated file.
-        warnings.simplefilter("error")
-        with fits.open(path, memmap=False, lazy_load_hdus=True) as units:
-            images = [
-                (number, unit)
-                for number, unit in enumerate(units)
-                if isinstance(unit, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU) and unit.shape
-            ]
-            if not images:
-                raise BadFile(path, "no image in it")
-            for number, unit in images:
-                if isinstance(unit, fits.CompImageHDU):
-                    _check_chunk(path, getattr(unit, "tile_shape", None) or unit.shape, 8)
-                inside = "" if len(images) == 1 else str(number)
-                yield from stack_of(unit.shape).blocks(inside, unit.section.__getitem__)
+    kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+    # A file of our own: astropy leaves the one that it opened open where it fails.
+    with path.open("rb") as file:
+        units = _heeding(path, lambda: list(fits.open(file, memmap=False)))
+        numbered = enumerate(units)
+        images = [(number, unit) for number, unit in numbered if isinstance(unit, kinds) and unit.shape]
+        if not images:
+            raise BadFile(path, "no image in it")
+        for number, unit in images:
+            if isinstance(unit, fits.CompImageHDU):
+                _check_chunk(path, getattr(unit, "tile_shape", None) or unit.shape, 8)
+            inside = "" if len(images) == 1 else str(number)
+            read = partial(_read_section, path, unit)
+            yield from stack_of(unit.shape).blocks(inside, read)
+
+
+def _read_section(path: Path, unit: Any, index: tuple[Any, ...]) -> np.ndarray:
+    return _heeding(path, lambda: unit.section[index])
+
+
+def _heeding(path: Path, call: Callable[[], Any]) -> Any:
+    """Astropy only warns of a truncated file, and of much that is harmless."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = call()
+    if any("truncated" in str(warning.message) for warning in caught):
+        raise BadFile(path, "truncated")
+    return result
 
 
 def hdf5_blocks(path: Path) -> Iterator[Block]:

@@ -1,6 +1,7 @@
 """The `.npy` format, read without numpy's loader: a header, then plain numbers or an object array."""
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ def read_bytes(path: str | Path) -> bytes:
     """All bytes of a file that holds one image; raises `BadFile`."""
     try:
         with open(path, "rb", buffering=0) as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            # Not read(MAX_FILE_BYTES + 1): that would set so much memory aside for every file.
+            content = file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     except OSError as error:
         raise BadFile(path, f"cannot be read: {error.strerror or error}") from error
     if len(content) > MAX_FILE_BYTES:

@@ -147,6 +147,8 @@ class StoreWriter:
             self._journal.flush()
             self._sync_now_and_then(images.nbytes)
         except OSError as error:
+            # The files may end in half an image: only a new writer knows where to go on.
+            self.close()
             raise StoreError(
                 f"{self.folder}: cannot write ({error}); make room and run the same command again: it goes on"
             ) from error
@@ -227,10 +229,11 @@ class StoreWriter:
             raise StoreError(
                 f"expected images of shape (n, {self._shape[0]}, {self._shape[1]}), found {images.shape}"
             )
-        fits = np.can_cast(images.dtype, self._dtype, "same_kind")
-        if fits and self._dtype.kind != "f" and images.size and images.dtype != self._dtype:
+        if self._dtype.kind == "f":
+            fits = images.dtype.kind in "fiu"
+        elif fits := images.dtype.kind in "iu":
             bounds = np.iinfo(self._dtype)
-            fits = bounds.min <= images.min() and images.max() <= bounds.max
+            fits = not images.size or (bounds.min <= images.min() and images.max() <= bounds.max)
         if not fits:
             raise StoreError(f"images are {images.dtype}, the store holds {self._dtype}: convert them first")
         return np.ascontiguousarray(images, self._dtype.newbyteorder("<"))

@@ -72,7 +72,7 @@ def _expand(path: Path) -> Iterator[ImageItem]:
             if isinstance(found, ImageItem):
                 yield found
             else:
-                yield from _read(found, _reader(found) or store_blocks)
+                yield from _read(found, store_blocks if found.is_dir() else _reader(found) or npy_blocks)
         if n == 0:
             yield ImageItem(str(path), None, None, f"no image file in it ({', '.join(READERS)})")
     elif reader := _reader(path):
@@ -141,13 +141,13 @@ def _items(path: Path, block: Block) -> Iterator[ImageItem]:
 
 
 def _plain(image: np.ndarray) -> np.ndarray:
-    """float32, or the integer type it came in; ValueError for pixels that are no numbers."""
+    """A copy as float32, or in the integer type it came in; ValueError for pixels that are no numbers."""
     if image.dtype.kind in "iu":
-        return image.astype(image.dtype.newbyteorder("="), copy=False)
+        return np.array(image, image.dtype.newbyteorder("="))
     if image.dtype.kind != "f":
         raise ValueError(f"its pixels are {image.dtype}; expected real numbers")
     with np.errstate(over="ignore"):
-        converted = image.astype(np.float32, copy=False)
+        converted = np.array(image, np.float32)
     n_bad = converted.size - int(np.isfinite(converted).sum())
     if n_bad:
         raise ValueError(f"{n_bad} of {converted.size} pixels are NaN, infinite or too large for float32")
