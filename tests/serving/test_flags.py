@@ -131,6 +131,12 @@ def test_a_regressor_without_usable_reference_says_so(statistics):
         Reference(statistics, (64, 64))
 
 
+def test_statistics_of_another_version_are_not_passed_over(statistics):
+    reference = statistics["reference"] | {"sharpness": statistics["reference"]["peak"]}
+    with pytest.raises(FlagError, match="measured by sharpness, which this darkarc does not know"):
+        Reference({"reference": reference}, (64, 64))
+
+
 class TestLimits:
     edges = np.linspace(-24, -22, 257)
 

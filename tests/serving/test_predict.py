@@ -1,6 +1,7 @@
 """Files to a table: every row, its numbers and flags, after a kill, and in constant memory."""
 
 import csv
+import dataclasses
 import json
 import os
 import tracemalloc
@@ -112,6 +113,42 @@ def test_other_target_is_gated_by_its_own_class(make_regressor, lenses, tmp_path
     assert all("not cdm-like (p_cdm=" in row["flag"] for row in rows if row not in given)
     with pytest.raises(PredictError, match="not 'price'"):
         predict_files(regressor, [tmp_path / "x.npy"], tmp_path / "o.csv", target="price")
+
+
+def test_every_kind_of_input_gives_the_same_numbers(regressor, lenses, tmp_path):
+    """The readers have tests of their own; here the whole way from each kind of file to a row."""
+    import h5py
+    from astropy.io import fits
+
+    image = lenses[3]
+    np.save(tmp_path / "a.npy", image)
+    np.savez(tmp_path / "b.npz", image)
+    fits.writeto(tmp_path / "c.fits", image)
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["image"] = image
+    axion = np.empty(2, object)
+    axion[:] = [image.astype(np.float64), 1e-23]
+    np.save(tmp_path / "axion_sim_1.npy", axion, allow_pickle=True)  # DeepLense's own layout
+    predict_files(regressor, [tmp_path], tmp_path / "out.csv", gate=0.0, progress=False)
+    rows = read(tmp_path / "out.csv")
+    assert len(rows) == 5 and not any("readable" in row["flag"] for row in rows)
+    assert len({tuple(row[name] for name in COLUMNS[1:]) for row in rows}) == 1
+
+
+@pytest.mark.shared
+def test_real_deeplense_files_are_answered_like_simulated_ones(
+    make_regressor, simulated, fitted_statistics, shared, tmp_path
+):
+    """Files of DeepLenseSim's Model II, held against images of our simulator: they are not out of range."""
+    statistics = fitted_statistics(simulated("model_ii", "published", 900, 0))
+    regressor = make_regressor()
+    regressor.spec = dataclasses.replace(regressor.spec, statistics=statistics)
+    folder = shared / "deeplense_sample" / "Model_II"
+    summary = predict_files(regressor, [folder], tmp_path / "out.csv", gate=0.0, progress=False)
+    rows = read(tmp_path / "out.csv")
+    assert summary.n_images == len(list(folder.rglob("*.npy"))) > 600
+    assert summary.n_unreadable == 0 and summary.n_withheld == 0
+    assert sum("outside training range" in row["flag"] for row in rows) < 0.02 * len(rows)
 
 
 class Killed(Exception):

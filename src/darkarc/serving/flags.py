@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkarc.data.quality import RULES, SHARES, broken_rules, image_statistics
+from darkarc.data.quality import RULES, SHARES, STATISTICS, broken_rules, image_statistics
 from darkarc.models import Posterior
 
 OUTSIDE = 0.5
@@ -83,6 +83,12 @@ class Reference:
                 "the regressor's statistics have no usable entry 'reference', so images unlike its training "
                 f"cannot be told ({error!r}): train it on a store made by `darkarc prepare`"
             ) from error
+        unknown = sorted(self.ranges.keys() - STATISTICS.keys())
+        if unknown:
+            raise FlagError(
+                f"the regressor's images were measured by {', '.join(unknown)}, which this darkarc does not "
+                "know: use the version that trained it, or train it again"
+            )
         peak = self.ranges.get("peak")
         self.normalised_by_maximum = peak is not None and peak.low == 1.0 == peak.high
 
@@ -99,7 +105,7 @@ class Reference:
             return []
         statistics = image_statistics(images)
         broken = broken_rules(statistics)
-        names = [name for name in self.ranges if name in statistics]
+        names = list(self.ranges)
         excess = np.array([self.ranges[name].excess(statistics[name]) for name in names])  # (S, N)
         whole = (images == np.rint(images)).all(axis=(1, 2))
         scaled = (statistics["peak"] == 1.0) & ~whole & (not self.normalised_by_maximum)
