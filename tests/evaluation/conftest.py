@@ -66,11 +66,12 @@ def make_store(
     sigma: float = 0.1,
     seed: int = 0,
     group_of: Callable[[int], str] = lambda index: f"g{index}",
-    origin: str = "simulated",
+    origin: str = "darkarc:test",
     noise: str = "published",
     splits: tuple[str, ...] = ("train", "test"),
+    repeat: bool = False,
 ) -> Store:
-    """Noise images whose first pixel is the centre of the exact posterior of their mass; splits alternate."""
+    """Noise images; the first pixel is the centre of the exact posterior of the mass. Splits alternate."""
     rng = np.random.default_rng(seed)
     names = np.repeat(list(per_class), list(per_class.values()))
     n = len(names)
@@ -79,11 +80,15 @@ def make_store(
     images[:, 0, 0] = centre
     truth = gaussian_posterior(images[:, 0, 0].astype(np.float64), sigma).samples(1, seed + 1000)[:, 0]
     images[np.arange(n), 1, [CLASSES.index(name) for name in names]] += 2.0
-    parameters = {"raw": {"digest": "0" * 64, "parameters": {"preset": "model_iii", "noise": noise}}}
+    if repeat:
+        images[1::2] = images[::2]
+    recipe = {"preset": "model_iii", "noise": noise, "distances": "deeplense"}
+    parameters = {"raw": {"digest": "0" * 64, "parameters": {"simulate": recipe}}}
     rows = {
         "sample_id": [f"s{i:05d}" for i in range(n)],
         "class": names.tolist(),
-        "log10_axion_mass_ev": [t if c == "axion" else None for t, c in zip(truth, names, strict=True)],
+        "log10_axion_mass_ev": np.where(names == "axion", truth, None).tolist(),
+        "log10_subhalo_mass_msun": np.where(names == "cdm", truth, None).tolist(),
         "group_id": [group_of(i) for i in range(n)],
         "split": [splits[i % len(splits)] for i in range(n)],
     }
@@ -114,7 +119,12 @@ def config() -> Config:
 
 
 HISTORY = [
-    {"epoch": float(i + 1), "train_loss": 3 / (i + 1), "val_loss": 3.3 / (i + 1), "val_mae_dex": 0.5 / (i + 1),
-     "learning_rate": 1e-3 * (6 - i)}
+    {
+        "epoch": float(i + 1),
+        "train_loss": 3 / (i + 1),
+        "val_loss": 3.3 / (i + 1),
+        "val_mae_dex": 0.5 / (i + 1),
+        "learning_rate": 1e-3 * (6 - i),
+    }
     for i in range(6)
-]  # fmt: skip
+]

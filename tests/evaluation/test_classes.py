@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from darkarc.evaluation.classes import class_standard_errors, roc_curve, score_classes
+from darkarc.evaluation.classes import class_standard_errors, rank_area, roc_curve, score_classes
 
 
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -63,3 +64,12 @@ def test_roc_curve_encloses_the_area() -> None:
     false_positive, true_positive = roc_curve(labels, probability, 2)
     area = np.trapezoid(true_positive, false_positive)
     assert area == pytest.approx(score_classes(labels, probability).values["auc_no_sub"])
+
+
+def test_area_by_ranks_is_scikit_learns_with_ties() -> None:
+    labels, probability = drawn(150)
+    coarse = probability.round(1)
+    for index in range(3):
+        expected = roc_auc_score(labels == index, coarse[:, index])
+        assert rank_area(labels == index, coarse[:, index]) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(rank_area(np.ones(3, dtype=bool), np.zeros(3)))

@@ -75,19 +75,24 @@ def test_a_uniform_posterior_scores_as_the_closed_forms_say() -> None:
 def test_nll_of_exact_normal_posteriors_is_their_entropy() -> None:
     rng = np.random.default_rng(3)
     sigma = 0.05
-    truth = -23.0 + sigma * rng.normal(size=20_000)
-    posterior = gaussian_posterior(np.full(1, -23.0), sigma, np.linspace(-24, -22, 2001))
+    truth = -23.0 + sigma * rng.normal(size=5000)
+    posterior = gaussian_posterior(np.full(1, -23.0), sigma, np.linspace(-24, -22, 501))
     everything = Posterior(
-        posterior.edges, np.repeat(posterior.density, len(truth), axis=0), np.full((len(truth), 3), 1 / 3), "x"
+        posterior.edges,
+        np.repeat(posterior.density, len(truth), axis=0),
+        np.full((len(truth), 3), 1 / 3),
+        "x",
     )
     values, _ = summarise(score(everything, truth, truth))
-    assert values["nll"] == pytest.approx(0.5 * np.log(2 * np.pi * np.e * sigma**2), abs=0.02)
+    assert values["nll"] == pytest.approx(0.5 * np.log(2 * np.pi * np.e * sigma**2), abs=0.04)
 
 
 def test_exact_posteriors_are_calibrated() -> None:
     scores = scores_of(8000)
     for level in LEVELS:
-        assert coverage(scores.pit, level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 8000))
+        assert coverage(scores.pit, level) == pytest.approx(
+            level, abs=4 * np.sqrt(level * (1 - level) / 8000)
+        )
     assert kstest(scores.pit, "uniform").pvalue > 1e-3
     assert kstest(scores.tarp, "uniform").pvalue > 1e-3
     values, reasons = summarise(scores)
@@ -181,9 +186,7 @@ def test_batches_scored_apart_equal_all_at_once() -> None:
     posterior, truth = posterior_and_truth(50)
     references = draw_references(EDGES, 50, 0)
     whole = score(posterior, truth, references)
-    parts = [
-        score(posterior[part], truth[part], references[part]) for part in (slice(0, 17), slice(17, 50))
-    ]
+    parts = [score(posterior[part], truth[part], references[part]) for part in (slice(0, 17), slice(17, 50))]
     joined = Scores.concatenate(parts)
     for name in ("median", "crps", "pit", "tarp", "log_prob", "prior_bound"):
         np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-12)

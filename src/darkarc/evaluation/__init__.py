@@ -4,7 +4,7 @@ from darkarc.evaluation.card import model_card
 from darkarc.evaluation.context import describe_data
 from darkarc.evaluation.evaluate import evaluate
 from darkarc.evaluation.metrics import EvaluationError, Scores, score, standard_errors, summarise
-from darkarc.evaluation.predictions import Predictions, predict_split
+from darkarc.evaluation.predictions import Predictions, predict_split, read_test_errors
 from darkarc.evaluation.published import published_results
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "model_card",
     "predict_split",
     "published_results",
+    "read_test_errors",
     "score",
     "standard_errors",
     "summarise",

@@ -7,21 +7,23 @@ import pyarrow.compute as pc
 
 from darkarc.config import Config
 from darkarc.data.store import Manifest, Store
+from darkarc.evaluation.published import DataForm
 from darkarc.simulation import PRESETS
 
 
 def describe_data(store: Store) -> dict[str, str]:
     """Facts about a prepared store, name to text; nothing in it depends on time or machine."""
     manifest = store.manifest
-    preset, noise = data_form(manifest)
+    form = data_form(manifest)
     height, width = manifest.shape
     facts = {
         "Data set": manifest.name,
         "Origin": manifest.origin,
         "Instrument": manifest.instrument,
         "Shape": f"{height} × {width} pixels, {manifest.dtype}",
-        "Preset": preset or "–",
-        "Noise": noise or "–",
+        "Preset": form.preset or "–",
+        "Noise": form.noise or "–",
+        "Distances": form.distances or "–",
         "Digest": store.digest,
     }
     counts = store.samples.group_by(["split", "class"]).aggregate([([], "count_all")]).to_pylist()
@@ -33,13 +35,20 @@ def describe_data(store: Store) -> dict[str, str]:
     return facts
 
 
-def data_form(manifest: Manifest) -> tuple[str | None, str | None]:
-    """Preset and noise form of a raw or prepared store's images; None for what is not known."""
+def data_form(manifest: Manifest) -> DataForm:
+    """Preset, noise and distances of a raw or prepared store's images; None for what is not known.
+
+    DeepLense's files name their model in the folders and hold the published form.
+    """
     if manifest.origin == "deeplense":
-        return (manifest.instrument, "published") if manifest.instrument in PRESETS else (None, None)
+        known = manifest.instrument in PRESETS
+        return (
+            DataForm(manifest.instrument, "published", "deeplense") if known else DataForm(None, None, None)
+        )
     parameters: Mapping[str, Any] = manifest.parameters
     source = parameters["raw"]["parameters"] if "raw" in parameters else parameters
-    return source.get("preset"), source.get("noise")
+    recipe = source.get("simulate", {})
+    return DataForm(recipe.get("preset"), recipe.get("noise"), recipe.get("distances"))
 
 
 def describe_regressor(config: Config, regressor: object) -> dict[str, str]:

@@ -101,7 +101,7 @@ def _measure(config: Config, prepared: Store, predictions: Predictions, target: 
     values, reasons = summarise(scores)
     errors = standard_errors(scores, config.seed)
     guess = train_median(prepared, target, TARGET_CLASS[target])
-    comparison = compare(target, *data_form(prepared.manifest))
+    comparison = compare(target, data_form(prepared.manifest))
     metrics: dict[str, Any] = {"n_scored": len(scores), **values}
     away = scores.truth - guess if guess is not None and len(scores) else None
     metrics["constant_guess_mae_dex"] = None if away is None else float(np.mean(np.abs(away)))
@@ -270,6 +270,6 @@ def _track(tracker: "Tracker", out: Path, metrics: Mapping[str, Any]) -> None:
     }
     tracker.log_metrics(numbers, step=0)
     for folder in OWN_FOLDERS:
-        tracker.log_artifact(out / folder, "evaluation")
+        tracker.log_artifact(out / folder, f"evaluation/{folder}")
     for name in (METRICS_FILE, "report.html", "by_mass.csv", "test_predictions.parquet"):
         tracker.log_artifact(out / name, "evaluation")

@@ -149,3 +149,16 @@ def prediction_table(predictions: Predictions) -> pa.Table:
 def write_predictions(predictions: Predictions, path: Path) -> None:
     """Write `prediction_table` as Parquet."""
     pq.write_table(prediction_table(predictions), path, compression="zstd")
+
+
+def read_test_errors(path: str | Path) -> Floats:
+    """(M,) absolute errors, in the order of the test split, of the images that have a true value.
+
+    path: `test_predictions.parquet`. For the paired bootstrap of a promotion. Raises `EvaluationError`.
+    """
+    try:
+        table = pq.read_table(path, columns=["median", "truth"])
+    except (OSError, pa.ArrowException) as error:
+        raise EvaluationError(f"{path}: not a table of test predictions ({error}); evaluate again") from error
+    known = table.filter(pc.is_valid(table["truth"]))
+    return np.abs(known["median"].to_numpy() - known["truth"].to_numpy())

@@ -19,11 +19,18 @@ class PublishedResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Published results on one preset, best first, and why ours are not comparable (empty: they are)."""
+class DataForm:
+    """Of what kind a data set's images are; None where it is not known."""
 
     preset: str | None
     noise: str | None
+    distances: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Published results on one preset, best first, and why ours are not comparable (empty: they are)."""
+
     results: tuple[PublishedResult, ...]
     obstacle: str
 
@@ -54,19 +61,17 @@ def published_results(preset: str) -> tuple[PublishedResult, ...]:
     return tuple(sorted(found, key=lambda result: (result.mae_dex, result.name)))
 
 
-def compare(target: str, preset: str | None, noise: str | None) -> Comparison:
-    """The published results for a test set of this preset and noise form."""
+def compare(target: str, form: DataForm) -> Comparison:
+    """The published results for a test set of this form."""
     document = _document()
     if target != document["target"]:
-        return Comparison(preset, noise, (), f"nothing is published for {target}")
-    if preset is None:
-        return Comparison(None, noise, (), "the images are of none of the published data sets")
-    results = published_results(preset)
-    if not results:
-        return Comparison(preset, noise, (), f"nothing is published for {preset}")
-    obstacle = ""
-    if noise != document["noise"]:
-        obstacle = (
-            f"the published numbers are for noise: {document['noise']}, these images have noise: {noise}"
-        )
-    return Comparison(preset, noise, results, obstacle)
+        return Comparison((), f"nothing is published for {target}")
+    if form.preset is None:
+        return Comparison((), "the images are of none of the published data sets")
+    differing = [
+        f"{name}: {document[name]} there, {value} here"
+        for name, value in (("noise", form.noise), ("distances", form.distances))
+        if value != document[name]
+    ]
+    obstacle = f"the images differ ({'; '.join(differing)})" if differing else ""
+    return Comparison(published_results(form.preset), obstacle)

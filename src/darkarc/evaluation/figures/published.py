@@ -56,5 +56,5 @@ def published_figure(
     axes.set_xlabel("mean absolute error (dex)")
     axes.tick_params(axis="y", length=0)
     if comparison.obstacle:
-        figure.suptitle("Not comparable: published on noise of another form", x=0.01, ha="left", fontsize=9)
+        figure.suptitle("Not comparable: published on images of another form", x=0.01, ha="left", fontsize=9)
     return figure
