@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.models import Posterior, read_sealed
-from darkarc.serving import ExportError, OnnxRegressor, export, export_folder, export_onnx
+from darkarc.models import Posterior
+from darkarc.serving import ExportError, OnnxRegressor, export, export_onnx
 from darkarc.serving.export import largest_difference, trial_images
 
 BOTH_TARGETS = {DEFAULT_TARGET: (-24.0, -22.0), "log10_subhalo_mass_msun": (6.0, 11.0)}
@@ -142,18 +142,6 @@ def test_trial_images_have_the_mean_and_deviation_of_training(statistics):
     assert images.shape == (10, 1, 64, 64) and images.dtype == np.float32
     np.testing.assert_allclose(images[5:].std(axis=(1, 2, 3)), statistics["std"], rtol=1e-3)
     np.testing.assert_allclose(images[5:].mean(axis=(1, 2, 3)), statistics["mean"], rtol=1e-3)
-
-
-def test_folder_holds_model_card_and_manifest(regressor, onnx_path, traced, tmp_path):
-    metrics = {"mae_dex": 0.0712, "coverage_68": 0.671, "by_mass": [1, 2]}
-    folder = export_folder(regressor, tmp_path / "exported", metrics=metrics, lineage={"git commit": "abc"})
-    files = read_sealed(folder)
-    assert files["model.onnx"] == onnx_path.read_bytes()
-    card = files["README.md"].decode()
-    for expected in ("mean absolute error of the median (dex) | 0.0712", "git commit: abc", "64 x 64 pixels"):
-        assert expected in card
-    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
-    assert "Not evaluated" in export.model_card(regressor.spec)
 
 
 def test_threads_must_not_be_negative(onnx_path: Path):

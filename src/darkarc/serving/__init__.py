@@ -1,7 +1,6 @@
 """Models to answers: export, loading, and prediction of any number of files."""
 
-from darkarc.serving.card import model_card
-from darkarc.serving.export import ExportError, export_folder, export_onnx
+from darkarc.serving.export import ExportError, export_onnx
 from darkarc.serving.flags import FlagError, Reference, Verdict, limits
 from darkarc.serving.loading import LoadError, load
 from darkarc.serving.onnx_file import OnnxError
@@ -21,10 +20,8 @@ __all__ = [
     "Reference",
     "TableError",
     "Verdict",
-    "export_folder",
     "export_onnx",
     "limits",
     "load",
-    "model_card",
     "predict_files",
 ]

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkarc.models import QUANTILE_LEVELS, Posterior, Prediction, Regressor, write_sealed
-from darkarc.serving.card import model_card
+from darkarc.models import QUANTILE_LEVELS, Posterior, Prediction, Regressor
 from darkarc.serving.onnx_file import INPUT, OUTPUTS, SPEC_KEY, OnnxError
 from darkarc.serving.onnx_regressor import OnnxRegressor
 
@@ -63,30 +62,6 @@ def export_onnx(
     finally:
         partial.unlink(missing_ok=True)
     return path
-
-
-def export_folder(
-    regressor: Regressor,
-    folder: str | Path,
-    *,
-    metrics: dict[str, Any] | None = None,
-    lineage: dict[str, str] | None = None,
-    opset: int = OPSET,
-) -> Path:
-    """Write `model.onnx`, its model card and a manifest with SHA-256 into `folder`, completely or not at all.
-
-    metrics: content of `reports/metrics.json`; lineage: name -> value (git commit, data digest, run), both
-    for the card. `darkarc.load(folder)` reads it. Raises `ExportError`.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f"{folder.name}.onnx")
-    try:
-        content = export_onnx(regressor, aside, opset=opset).read_bytes()
-    finally:
-        aside.unlink(missing_ok=True)
-    card = model_card(regressor.spec, metrics=metrics, lineage=lineage)
-    return write_sealed(folder, {MODEL_FILE: content, CARD_FILE: card.encode()})
 
 
 def _trace(regressor: Regressor, opset: int) -> "ModelProto":

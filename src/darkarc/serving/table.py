@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from darkarc.durable import sync_folder
+
 PROBABILITIES = ("p_axion", "p_cdm", "p_no_sub")
 QUANTILES = ("log10_mass_median", "log10_mass_q05", "q16", "q84", "q95")
 COLUMNS = ("path", *PROBABILITIES, *QUANTILES, "flag")
@@ -137,11 +139,7 @@ def write_table(out: Path, rows: Iterator[Row]) -> None:
         os.replace(aside, out)
     finally:
         aside.unlink(missing_ok=True)
-    descriptor = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(out.parent)
 
 
 def _write_csv(path: Path, rows: Iterator[Row]) -> None:
