@@ -257,6 +257,10 @@ def predict(
         float, typer.Option(min=0, max=1, help="Below this probability of its class an image gets no mass.")
     ] = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at once.")] = 64,
+    target: Annotated[
+        str | None, typer.Option(help="What to answer [default: log10_axion_mass_ev, or the only one].")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a killed call of the same kind stopped.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -264,6 +268,15 @@ def predict(
     from darkarc.serving import load, predict_files
 
     summary = predict_files(
-        load(model, device), paths, out, gate=gate, batch_size=batch_size, progress=not quiet
+        load(model, device),
+        paths,
+        out,
+        target=target,
+        gate=gate,
+        batch_size=batch_size,
+        progress=not quiet,
+        resume=resume,
     )
     _say(str(summary))
+    if summary.n_unreadable == summary.n_images:
+        _fail(f"none of the {summary.n_images} images could be read; {out} gives each one's reason", 1)
