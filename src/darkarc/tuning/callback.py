@@ -1,0 +1,94 @@
+"""What Ray Tune tells about trials, passed on: to the book first, then to MLflow and the terminal."""
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.logger import LoggerCallback
+
+from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
+from darkarc.tuning.display import StudyDisplay
+from darkarc.tuning.runs import TrialRuns
+from darkarc.tuning.study import Study
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+KEPT_CHECKPOINTS = 3
+"""Of a trial: the last, the one before (of a population's generation that is not complete), and one more."""
+
+
+class StudyCallback(LoggerCallback):  # type: ignore[misc]  # ray ships no types
+    def __init__(
+        self, study: Study, book: StudyBook, runs: TrialRuns, display: StudyDisplay, storage: str
+    ) -> None:
+        self._study = study
+        self._book = book
+        self._runs = runs
+        self._display = display
+        self._storage = storage.rstrip("/")
+        self._written: dict[int, list[str]] = {}
+        self.errors: list[str] = []
+        self.ends_at = float("inf")
+
+    def log_trial_start(self, trial: "Trial") -> None:
+        self._runs.start(trial.config["number"])
+        self._display.running.add(trial.config["number"])
+
+    def log_trial_result(self, iteration: int, trial: "Trial", result: dict[str, Any]) -> None:
+        number = trial.config["number"]
+        self._book.report(
+            number,
+            result["rows"],
+            checkpoint=self._checkpoint(trial, result),
+            position=result["position"],
+            schedule=result["schedule"],
+        )
+        if result.get("failure"):
+            self._book.end(number, FAILED, result["failure"])
+        elif result["ended"]:
+            self._book.end(number, FINISHED, result["ended"])
+        elif result.get("done"):  # the scheduler has decided so
+            over = time.monotonic() >= self.ends_at
+            reason = (
+                "the time is over" if over else f"{self._study.scheduler.name} after epoch {result['epoch']}"
+            )
+            self._book.end(number, PRUNED, reason)
+        self._runs.flush()
+
+    def log_trial_end(self, trial: "Trial", failed: bool = False) -> None:
+        number = trial.config["number"]
+        if failed and trial.error_file:
+            self.errors.append(_last_line(trial.error_file))
+        self._display.running.discard(number)
+        self._drop_checkpoints(trial, 0 if not self._study.is_population else KEPT_CHECKPOINTS)
+        self._runs.end(number)
+
+    def on_step_end(self, iteration: int, trials: list["Trial"], **info: Any) -> None:
+        self._runs.flush()
+        self._display.refresh()
+
+    def _checkpoint(self, trial: "Trial", result: dict[str, Any]) -> str:
+        """Where the report's checkpoint lies ("" for none); older ones of the trial are dropped."""
+        name = result.get("checkpoint_dir_name")
+        if not name:
+            return ""
+        self._written.setdefault(trial.config["number"], []).append(name)
+        self._drop_checkpoints(trial, KEPT_CHECKPOINTS)
+        return f"{self._storage}/{trial.storage.experiment_dir_name}/{trial.storage.trial_dir_name}/{name}"
+
+    def _drop_checkpoints(self, trial: "Trial", keep: int) -> None:
+        written = self._written.get(trial.config["number"], [])
+        while len(written) > keep:
+            folder = f"{trial.storage.trial_fs_path}/{written.pop(0)}"
+            with contextlib.suppress(OSError):
+                trial.storage.storage_filesystem.delete_dir(folder)
+
+
+def _last_line(error_file: str) -> str:
+    try:
+        with open(error_file, encoding="utf-8", errors="replace") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except OSError:
+        return "its error file is gone"
+    return lines[-1] if lines else "no message"

@@ -1,0 +1,186 @@
+"""What to try next: Optuna's samplers behind one call, without state of their own.
+
+Each suggestion has a sampler of its own, seeded by (study seed, trial number), and learns from the trials
+in the book alone. So a search goes on after a kill as it would have, and where the algorithm does not
+learn (random, grid) trial n is the same whatever ran before it.
+"""
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from darkarc.config import Config
+from darkarc.tuning.book import FAILED, FINISHED, TrialRecord
+from darkarc.tuning.space import Assignment, Dimension, grid, in_order
+from darkarc.tuning.study import Study, starting_point
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Proposer:
+    """Suggests assignments and is told how they went. Numbers of trials count from 0, without gaps."""
+
+    def __init__(self, study: Study, config: Config) -> None:
+        self._study = study
+        self._config = config
+        self._grid = grid(study.space) if study.algorithm.name == "grid" else None
+        self._grid_passed = 0
+        self.optuna = new_optuna_study(study)
+
+    def suggest(self, number: int) -> tuple[Assignment, dict[str, Any]]:
+        """Assignment of trial `number`, and hints that `recall` needs to take it in again."""
+        import optuna
+
+        if self._grid is not None:
+            assignment = next(itertools.islice(self._grid, number - self._grid_passed, None))
+            self._grid_passed = number + 1
+            self.recall(TrialRecord(number, assignment, {}))
+            return assignment, {}
+        fixed = number < len(self._study.points)
+        seed = _seed(self._study.seed, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.optuna.sampler = SAMPLERS[self._study.algorithm.name](self._study, seed)
+            if fixed:
+                self.optuna.enqueue_trial(starting_point(self._study, self._config, number))
+            trial = self.optuna.ask()
+            assert trial.number == number, (trial.number, number)
+            assignment = _ask(self._study, trial)
+        hints = self.optuna.trials[number].system_attrs
+        return assignment, {key: value for key, value in hints.items() if key != "fixed_params"}
+
+    def recall(self, record: TrialRecord) -> None:
+        """Take in a trial that was suggested earlier, as one that still runs."""
+        import optuna
+
+        self.optuna.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params=record.assignment,
+                distributions={key: distribution(self._study.space[key]) for key in record.assignment},
+                system_attrs=record.hints,
+            )
+        )
+
+    def tell(self, record: TrialRecord) -> None:
+        """Learn from a trial that is over."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        names = list(self._study.objectives)
+        if record.state == FAILED or not record.rows:
+            self.optuna.tell(record.number, state=states.FAIL)
+        elif record.state == FINISHED:
+            self._report(record)
+            self.optuna.tell(record.number, [record.last[name] for name in names])
+        elif len(names) > 1:
+            self.optuna.tell(record.number, state=states.FAIL)
+        else:
+            self._report(record)
+            self.optuna.tell(record.number, state=states.PRUNED)
+
+    def _report(self, record: TrialRecord) -> None:
+        """Values by epoch: TPE ranks a pruned trial by how far it came, then by its value there."""
+        import optuna
+
+        if len(self._study.objectives) > 1:
+            return
+        (name,) = self._study.objectives
+        trial = optuna.trial.Trial(self.optuna, self.optuna.trials[record.number]._trial_id)
+        for epoch, row in sorted(record.rows.items()):
+            trial.report(row[name], epoch)
+
+
+def new_optuna_study(study: Study) -> "optuna.Study":
+    """An empty Optuna study in memory with the study's directions."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(
+        study_name=study.name,
+        directions=["minimize" if mode == "min" else "maximize" for mode in study.objectives.values()],
+    )
+
+
+def distribution(dimension: Dimension) -> "optuna.distributions.BaseDistribution":
+    from optuna import distributions
+
+    if dimension.choice is not None:
+        return distributions.CategoricalDistribution(dimension.choice)
+    low, high = dimension.bounds
+    if dimension.is_integer:
+        return distributions.IntDistribution(int(low), int(high), log=dimension.is_log)
+    return distributions.FloatDistribution(low, high, log=dimension.is_log)
+
+
+def _ask(study: Study, trial: "optuna.Trial") -> Assignment:
+    """Define by run: a parameter is suggested where its condition holds."""
+    assignment: Assignment = {}
+    for key in in_order(study.space):
+        dimension = study.space[key]
+        if not dimension.holds(assignment):
+            continue
+        if dimension.choice is not None:
+            assignment[key] = trial.suggest_categorical(key, dimension.choice)
+            continue
+        low, high = dimension.bounds
+        if dimension.is_integer:
+            assignment[key] = trial.suggest_int(key, int(low), int(high), log=dimension.is_log)
+        else:
+            assignment[key] = trial.suggest_float(key, low, high, log=dimension.is_log)
+    return assignment
+
+
+def _seed(seed: int, number: int) -> int:
+    """31 bits for one suggestion."""
+    content = hashlib.blake2b(f"suggestion:{seed}:{number}".encode(), digest_size=4).digest()
+    return int.from_bytes(content, "big") >> 1
+
+
+def _random(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed)
+
+
+def _tpe(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
+    """Multivariate (Falkner et al. 2018), grouped so that conditional parameters are modelled too."""
+    from optuna.samplers import TPESampler
+
+    return TPESampler(
+        n_startup_trials=study.algorithm.startup_trials,
+        multivariate=True,
+        group=True,
+        constant_liar=study.concurrent > 1,
+        seed=seed,
+    )
+
+
+def _gp(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
+    from optuna.samplers import GPSampler
+
+    return GPSampler(n_startup_trials=study.algorithm.startup_trials, deterministic_objective=True, seed=seed)
+
+
+def _cmaes(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
+    from optuna.samplers import CmaEsSampler
+
+    return CmaEsSampler(n_startup_trials=study.algorithm.startup_trials, seed=seed)
+
+
+def _nsga2(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
+    from optuna.samplers import NSGAIISampler
+
+    return NSGAIISampler(population_size=study.algorithm.population, seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[Study, int], "optuna.samplers.BaseSampler"]] = {
+    "random": _random,
+    "tpe": _tpe,
+    "gp": _gp,
+    "cmaes": _cmaes,
+    "nsga2": _nsga2,
+}

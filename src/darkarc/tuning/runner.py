@@ -1,0 +1,293 @@
+"""Running a study: Ray Tune around our training, MLflow beside it, and a book to go on from."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darkarc.config import Config
+from darkarc.data.store import Store
+from darkarc.tracking import start_run
+from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
+from darkarc.tuning.data_view import SearchView
+from darkarc.tuning.figures import draw_figures
+from darkarc.tuning.study import Study, StudyError, load_study
+from darkarc.tuning.winner import no_search, winner_document, write_winner
+
+WORK = Path(".darkarc/tune")
+"""Where studies live: outside DVC's outputs, which it deletes before a stage runs."""
+
+BOOK = "book.jsonl"
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Trials map their pixels from the disk, so that Ray's object store holds next to nothing."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's CSV, JSON and TensorBoard loggers cap a cluster at 50-100 results a second.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A study goes on from its own book; Ray's snapshots grow with the number of trials.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    # The new output prints banners at every verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class StudyInterrupted(KeyboardInterrupt):
+    """The study was asked to stop, and goes on with `--resume`."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """document: what the winner's file says; counts of trials by how they ended; epochs and seconds of
+    training spent, over all trials; run_id: of the study in MLflow."""
+
+    document: dict[str, Any]
+    finished: int
+    pruned: int
+    failed: int
+    epochs: int
+    seconds: float
+    run_id: str | None
+
+
+def tune_stage(
+    config: Config,
+    study: str | Path | None,
+    prepared: str | Path,
+    out: str | Path,
+    *,
+    work: Path = WORK,
+    storage: str | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    progress: bool = True,
+) -> StudyResult | None:
+    """The stage `tune`: run the study (a file; by default `tune.study`), write its winner to `out`.
+
+    `storage`: a folder or URI that all machines of a cluster reach, for checkpoints of trials; `address`:
+    of a Ray cluster. `resume` goes on with an interrupted study of the same parameters, data and code, or
+    starts it if there is none. Without a study the file says so, and None is returned. Raises
+    `StudyError`, and `StudyInterrupted` after Ctrl-C.
+    """
+    path = study or config.tune.study
+    if path is None:
+        write_winner(no_search(config), out)
+        return None
+    loaded = load_study(path, config)
+    store = Store.open(prepared)
+    result = run_study(
+        config, loaded, store, work=work, storage=storage, resume=resume, address=address, progress=progress
+    )
+    write_winner(result.document, out)
+    return result
+
+
+def run_study(
+    config: Config,
+    study: Study,
+    prepared: Store,
+    *,
+    work: Path = WORK,
+    storage: str | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    progress: bool = True,
+) -> StudyResult:
+    """Run a study on the train and validation splits of a prepared store. Arguments as of `tune_stage`."""
+    view = SearchView.of(prepared, study.train_share, config.seed)
+    identity = study_identity(config, study, view)
+    folder = Path(os.path.abspath(work)) / f"{study.name}-{_digest(identity)}"
+    _clear_the_way(folder, resume)
+    with StudyBook(folder / BOOK, identity) as book:
+        tags = {"darkarc.kind": "study", "darkarc.study": study.name}
+        journal = folder / "parent.jsonl"
+        with start_run(
+            config, name=f"study {study.name}", journal=journal, tags=tags, dataset=prepared
+        ) as parent:
+            parent.log_dict(study.dump(), "study.yaml")
+            if not book.over:
+                with _environment(ENVIRONMENT), _ray(study, address):
+                    _search(config, study, view, book, parent, folder, storage, progress)
+            document = winner_document(config, study, book)
+            for path in draw_figures(study, book, folder / "figures"):
+                parent.log_artifact(path, "figures")
+            parent.log_dict(document, "winner.yaml")
+            result = _result(book, document, parent.run_id)
+        book.finish()
+        if storage is None:
+            shutil.rmtree(folder / "ray", ignore_errors=True)
+    return result
+
+
+def study_identity(config: Config, study: Study, view: SearchView) -> dict[str, Any]:
+    """What two sessions must share to be one study: the search, parameters, data, and code of training."""
+    from darkarc.training import training_digest
+
+    return {"study": study.dump(), "training": training_digest(config, view)}
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _clear_the_way(folder: Path, resume: bool) -> None:
+    """Decide what an earlier session of the same study means."""
+    book = folder / BOOK
+    if resume or not book.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    if '"kind":"over"' not in book.read_text(encoding="utf-8", errors="replace"):
+        raise StudyError(
+            f"{folder}: this study was interrupted; go on with `--resume`, or remove that folder to start anew"
+        )
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def _search(
+    config: Config,
+    study: Study,
+    view: SearchView,
+    book: StudyBook,
+    parent: Any,
+    folder: Path,
+    storage: str | None,
+    progress: bool,
+) -> None:
+    """Let Ray Tune run what is left of the study."""
+    from ray import tune
+
+    from darkarc.tuning.callback import StudyCallback
+    from darkarc.tuning.display import StudyDisplay
+    from darkarc.tuning.proposer import Proposer
+    from darkarc.tuning.runs import TrialRuns
+    from darkarc.tuning.schedulers import build_scheduler
+    from darkarc.tuning.search import StudySearch
+    from darkarc.tuning.trial import TrialSettings, make_trainable
+
+    place = storage or str(folder / "ray")
+    settings = TrialSettings(config.dump(), study.dump(), os.path.abspath(view.path))
+    scheduler = build_scheduler(study, book)
+    search = StudySearch(study, Proposer(study, config), book)
+    runs = TrialRuns(config, study, book, parent)
+    display = StudyDisplay(study, book, progress=progress)
+    callback = StudyCallback(study, book, runs, display, place)
+    if study.budget.seconds is not None:
+        search.ends_at = callback.ends_at = time.monotonic() + study.budget.seconds
+    resources = {"cpu": study.resources.cpus, "gpu": study.resources.gpus}
+    session = f"{folder.name}-{book.begin_session():03d}"
+    stopped = False
+    # It would tell of its own missing loggers, banners and snapshots; failures of trials are in the book.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        with display, _signals_kept():
+            tune.run(
+                tune.with_resources(make_trainable(settings), resources),
+                name=session,
+                search_alg=search,
+                scheduler=scheduler,
+                callbacks=[callback],
+                storage_path=place,
+                time_budget_s=study.budget.seconds,
+                max_failures=study.max_failures,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+                verbose=0,
+                raise_on_failed_trial=False,
+            )
+        over = time.monotonic() >= search.ends_at
+        stopped = bool(book.unfinished or len(book.trials) < study.budget.trials) and not over
+    finally:
+        runs.finish(config.tracking.patience_s)
+    if stopped:
+        raise StudyInterrupted(f"study {study.name} was interrupted; `--resume` goes on with it")
+    if callback.errors and not any(trial.rows for trial in book.trials.values()):
+        raise StudyError(f"study {study.name}: every trial failed; the last one with: {callback.errors[-1]}")
+
+
+def _name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+@contextlib.contextmanager
+def _ray(study: Study, address: str | None) -> Iterator[None]:
+    """A Ray to run in: the one that is there, the cluster at `address`, or one of our own on the loopback."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is not None:
+        ray.init(address=address, **quiet)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if study.resources.cpus > cores:
+            raise StudyError(
+                f"resources.cpus: a trial wants {study.resources.cpus:g} cores, this machine has {cores}; "
+                "lower it, or give --address of a cluster"
+            )
+        wanted = math.ceil(study.concurrent * study.resources.cpus)
+        ray.init(
+            num_cpus=min(cores, wanted),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables set inside, as they were outside; what the user has set stays."""
+    mine = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for key in mine:
+            os.environ.pop(key, None)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray Tune takes SIGINT and SIGUSR1 and does not give them back."""
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _result(book: StudyBook, document: dict[str, Any], run_id: str | None) -> StudyResult:
+    trials = list(book.trials.values())
+    count = {state: sum(trial.state == state for trial in trials) for state in (FINISHED, PRUNED, FAILED)}
+    return StudyResult(
+        document=document,
+        finished=count[FINISHED],
+        pruned=count[PRUNED],
+        failed=count[FAILED],
+        epochs=sum(trial.epochs for trial in trials),
+        seconds=sum(trial.seconds for trial in trials),
+        run_id=run_id,
+    )

@@ -1,0 +1,101 @@
+"""The search algorithm that Ray Tune asks for trials: book first, then Optuna; one for all algorithms."""
+
+import time
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
+from ray.tune.search import SearchAlgorithm
+
+from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook, TrialRecord
+from darkarc.tuning.population import last_generation, position_of, trial_id
+from darkarc.tuning.proposer import Proposer
+from darkarc.tuning.study import Study
+
+
+class StudySearch(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
+    """Hands out the trials of a study: those that a kill interrupted, then new ones.
+
+    Not a `ray.tune.search.Searcher`: trials keep their identity over sessions, and PBT accepts it.
+    """
+
+    def __init__(self, study: Study, proposer: Proposer, book: StudyBook) -> None:
+        self._study = study
+        self._proposer = proposer
+        self._book = book
+        self._live: set[int] = set()
+        self.ends_at = float("inf")
+        for record in sorted(book.trials.values(), key=lambda record: record.number):
+            proposer.recall(record)
+            if record.state and not study.is_population:
+                proposer.tell(record)
+        again = book.unfinished
+        if study.is_population and again:
+            # A generation is trained together, or not at all.
+            again = [record for record in book.trials.values() if record.state != FAILED]
+        self._again = sorted(again, key=lambda record: record.number)
+
+    @property
+    def total_samples(self) -> int:
+        return self._study.budget.trials
+
+    def add_configurations(self, experiments: Any) -> None:
+        (self._experiment,) = experiments
+        self._parser = _make_parser()
+
+    def next_trial(self) -> Trial | None:
+        if self.is_finished() or len(self._live) >= self._at_once():
+            return None
+        if self._again:
+            record = self._again.pop(0)
+        else:
+            number = len(self._book.trials)
+            record = self._book.suggest(number, *self._proposer.suggest(number))
+        self._live.add(record.number)
+        spec = {**self._experiment.spec, "config": self._config(record)}
+        return _create_trial_from_spec(spec, self._parser, trial_id=trial_id(record.number))
+
+    def is_finished(self) -> bool:
+        """Whether every trial has been handed out."""
+        handed_out = not self._again and len(self._book.trials) >= self._study.budget.trials
+        return bool(self._finished) or handed_out or time.monotonic() >= self.ends_at
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        record = self._book.trials[int(trial_id.rpartition("-")[2])]
+        if record.number not in self._live:
+            return
+        self._live.discard(record.number)
+        self._book.end(record.number, *self._how_it_ended(record, error))
+        if not self._study.is_population:
+            self._proposer.tell(record)
+
+    def _at_once(self) -> int:
+        # HyperBand and populations hold trials back until the others have come as far: all must be there,
+        # and resources limit how many run.
+        waits = self._study.is_population or self._study.scheduler.name == "hyperband"
+        return self._study.budget.trials if waits else self._study.concurrent
+
+    def _config(self, record: TrialRecord) -> dict[str, Any]:
+        config: dict[str, Any] = {"number": record.number, "announce": False}
+        if not self._study.is_population:
+            start = record.checkpoints.get(max(record.checkpoints, default=0), "")
+            return {**config, "start": start, "assignment": record.assignment}
+        done = last_generation(self._study, self._book)
+        position = record.positions[done] if done else position_of(self._study, record.assignment)
+        return {
+            **config,
+            **position,
+            "start": record.checkpoints.get(done, ""),
+            "announce": done > 0,
+        }
+
+    def _how_it_ended(self, record: TrialRecord, error: bool) -> tuple[str, str]:
+        if error:
+            return FAILED, "its worker failed too often"
+        if record.epochs >= self._study.budget.epochs:
+            return FINISHED, "all epochs"
+        if time.monotonic() >= self.ends_at:
+            return PRUNED, "the time is over"
+        return PRUNED, f"{self._study.scheduler.name} after epoch {record.epochs}"

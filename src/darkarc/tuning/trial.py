@@ -1,0 +1,188 @@
+"""One trial, as it runs in a worker of Ray: a training whose epochs are reported, and which can go on."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from darkarc import config as configuration
+from darkarc.config import Config
+from darkarc.models import read_sealed, write_sealed
+from darkarc.tracking.tracker import NullTracker
+from darkarc.tuning.data_view import SearchView, open_view
+from darkarc.tuning.metrics import calibration_error, million_parameters, worst
+from darkarc.tuning.population import values_at
+from darkarc.tuning.space import Assignment
+from darkarc.tuning.study import Study, resolve
+
+MIN_REPORT_S = 1.0
+"""Where no scheduler decides by them, reports of a trial come no closer than this."""
+
+Trainable = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """All that a worker needs to know, small and the same for every trial: paths, never pixels."""
+
+    config: dict[str, Any]
+    study: dict[str, Any]
+    prepared: str
+
+
+def make_trainable(settings: TrialSettings) -> Trainable:
+    """The function that Ray runs for each trial; its argument names the trial and where it starts."""
+
+    def run_trial(trial: dict[str, Any]) -> None:
+        _run(settings, trial)
+
+    return run_trial
+
+
+def trial_config(config: Config, study: Study, assignment: Assignment) -> Config:
+    """The configuration that a trial trains: the study's budget, its device, one page cache for all trials."""
+    on_gpu = study.resources.gpus > 0
+    fixed = {
+        "train.epochs": study.budget.epochs,
+        "device": "cuda" if on_gpu else "cpu",
+        # Memory-mapped on the CPU: trials of a machine then share one copy of the pixels.
+        "data.memory_gb": config.data.memory_gb if on_gpu else 1e-9,
+    }
+    return resolve(config, {**assignment, **fixed})
+
+
+def _run(settings: TrialSettings, trial: dict[str, Any]) -> None:
+    import torch
+    from ray import tune
+
+    from darkarc.training import TrainingError, train
+
+    study = Study.model_validate(settings.study)
+    torch.set_num_threads(max(1, int(study.resources.cpus)))
+    assignment = values_at(study, trial) if study.is_population else trial["assignment"]
+    config = trial_config(configuration.parse(settings.config), study, assignment)
+    view = open_view(settings.prepared, study.train_share, config.seed)
+    with tempfile.TemporaryDirectory(dir=os.getcwd(), prefix="training-") as scratch:
+        reporter = _Reporter(study, view, Path(scratch))
+        row = reporter.go_on(config, trial["start"])
+        if study.is_population:
+            reporter.adopt(assignment, {key: trial[key] for key in study.space})
+            if trial["announce"] and row and tune.get_checkpoint() is None:
+                reporter.rows.append(row)
+                reporter.report(ended="")
+        try:
+            train(
+                config, view, workdir=Path(scratch), tracker=NullTracker(), progress=False, on_epoch=reporter
+            )
+        except TrainingError as error:
+            reporter.give_up(str(error))
+
+
+@dataclass
+class _Reporter:
+    """Collects epochs and reports them with a checkpoint where a decision is due.
+
+    rows: epochs not yet reported; position and schedule: of a population, what it trains with now, and
+    with what since when.
+    """
+
+    study: Study
+    view: SearchView
+    scratch: Path
+    rows: list[dict[str, float]] = field(default_factory=list)
+    position: dict[str, Any] = field(default_factory=dict)
+    schedule: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: Path | None = None
+    epoch: int = 0
+    seconds: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
+
+    def __call__(self, end: Any) -> bool:
+        """The hook of `training.train`."""
+        self.epoch, self.checkpoint = int(end.row["epoch"]), end.checkpoint
+        due = end.is_last or self.epoch % self.study.report_interval == 0
+        if self.study.scheduler.name == "none" and not end.is_last:
+            due = due and time.monotonic() - self.reported >= MIN_REPORT_S
+        now = time.monotonic()
+        self.seconds += now - self.began
+        self.began = now
+        row = {**end.row, "train_seconds": self.seconds}
+        row["million_parameters"] = million_parameters(end.regressor)
+        if due and "val_calibration" in self.study.objectives:
+            row["val_calibration"] = calibration_error(end.regressor, self.view)
+        self.rows.append(row)
+        if due:
+            ended = "early stopping" if end.stopped_early else "all epochs" if end.is_last else ""
+            self.report(ended)
+        self.began = time.monotonic()
+        return False
+
+    def go_on(self, config: Config, start: str) -> dict[str, float]:
+        """Take over the checkpoint that Ray hands in, else the one at `start`, else begin anew.
+
+        Returns the row of its last epoch.
+        """
+        from ray import tune
+
+        checkpoint = tune.get_checkpoint() or (tune.Checkpoint(start) if start else None)
+        if checkpoint is None:
+            return {}
+        from darkarc.training import training_digest
+
+        with checkpoint.as_directory() as found:
+            content = {path.name: read_sealed(path) for path in Path(found).iterdir() if path.is_dir()}
+        state = json.loads(content.pop("trial")["state.json"])
+        ((name, files),) = content.items()
+        folder = self.scratch / training_digest(config, self.view)[:16]
+        self.checkpoint = write_sealed(folder / name, files)
+        self.seconds, self.schedule = state["seconds"], state["schedule"]
+        self.epoch = int(state["row"]["epoch"])
+        return dict(state["row"])
+
+    def adopt(self, values: Assignment, position: dict[str, Any]) -> None:
+        """Of a population: these values hold from here on."""
+        self.position = position
+        if not self.schedule or self.schedule[-1]["values"] != values:
+            self.schedule = [step for step in self.schedule if step["epoch"] < self.epoch]
+            self.schedule.append({"epoch": self.epoch, "values": values})
+
+    def report(self, ended: str) -> None:
+        from ray import tune
+        from ray.train._internal.session import get_session
+
+        assert self.checkpoint is not None
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix="report-") as folder:
+            state = {"seconds": self.seconds, "schedule": self.schedule, "row": self.rows[-1]}
+            write_sealed(Path(folder) / "trial", {"state.json": json.dumps(state).encode()})
+            os.symlink(self.checkpoint, Path(folder) / self.checkpoint.name, target_is_directory=True)
+            metrics = self._metrics(ended)
+            # Ray counts checkpoints, and counts anew when it pauses or clones a trial, writing over what
+            # another one may be reading: named by its epoch, a trial's checkpoint stays what it is.
+            get_session().storage.current_checkpoint_index = self.epoch - 1
+            self.rows, self.reported = [], time.monotonic()
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    def give_up(self, reason: str) -> None:
+        """The training diverged: the worst value, and why."""
+        from ray import tune
+
+        row = {"epoch": self.epoch + 1, "train_seconds": self.seconds}
+        self.rows.append(row | {name: worst(name) for name in self.study.objectives})
+        tune.report({**self._metrics("diverged"), "failure": reason})
+
+    def _metrics(self, ended: str) -> dict[str, Any]:
+        last = self.rows[-1]
+        shown = {name: last[name] for name in self.study.objectives}
+        return {
+            **shown,
+            "epoch": int(last["epoch"]),
+            "rows": self.rows,
+            "position": self.position,
+            "schedule": self.schedule,
+            "ended": ended,
+        }

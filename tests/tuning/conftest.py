@@ -1,0 +1,112 @@
+"""A tiny prepared store, a configuration that trains on it in a blink, and one Ray for all tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from darkarc import config as configuration
+from darkarc.config import Config
+from darkarc.data.prepare import prepare
+from darkarc.data.store import Store, StoreWriter
+
+N_IMAGES = 220
+SIZE = 16
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    return configuration.parse(
+        {
+            "prepare": {"train": 0.6, "validation": 0.2, "calibration": 0.1, "test": 0.1, "mass_bins": 2},
+            "model": {"width": 0.5, "bins": 32},
+            "train": {"batch_size": 32, "learning_rate": 1e-2, "label_sigma_dex": 0.1},
+            "tracking": {"system_metrics": False, "patience_s": 5.0},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Store:
+    """Lines whose length tells the mass, as in a vortex, with noise; a few images without a line."""
+    folder = tmp_path_factory.mktemp("prepared")
+    random = np.random.default_rng(5)
+    mass = random.uniform(-24, -22, N_IMAGES)
+    is_axion = np.arange(N_IMAGES) % 10 < 8
+    position = np.arange(SIZE) - SIZE / 2
+    length = 2.0 + 5.0 * (-22 - mass) / 2
+    ring = np.exp(-0.5 * ((np.hypot(position[:, None], position[None]) - 4.0) / 1.5) ** 2)
+    line = (np.abs(position[None]) <= length[:, None]) * is_axion[:, None]
+    images = np.repeat(ring[None], N_IMAGES, axis=0)
+    images[:, SIZE // 2] += line
+    images += random.normal(0, 0.05, images.shape)
+    names = np.where(is_axion, "axion", np.where(np.arange(N_IMAGES) % 10 == 8, "cdm", "no_sub"))
+    with StoreWriter(
+        folder / "raw",
+        name="lines",
+        origin="test",
+        instrument="model_iii",
+        shape=(SIZE, SIZE),
+        dtype="float32",
+        parameters={},
+    ) as writer:
+        writer.append(
+            images,
+            {
+                "sample_id": [f"line-{i}" for i in range(N_IMAGES)],
+                "class": names.tolist(),
+                "log10_axion_mass_ev": np.where(is_axion, mass, np.nan),
+                "group_id": [f"group-{i}" for i in range(N_IMAGES)],
+            },
+        )
+        raw = writer.commit()
+    return prepare(raw, folder / "prepared", tiny_config, None)
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray with two cores for the whole session."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An MLflow database of the test's own."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return uri
+
+
+@pytest.fixture
+def study_tree() -> Callable[..., dict[str, Any]]:
+    """A small study as a tree; keyword arguments replace its keys."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        tree: dict[str, Any] = {
+            "name": "tiny",
+            "budget": {"trials": 4, "epochs": 2},
+            "algorithm": "random",
+            "space": {
+                "train.learning_rate": {"log_uniform": [1e-4, 3e-2]},
+                "model.dropout": {"uniform": [0.0, 0.5]},
+            },
+            "concurrent": 2,
+            "seed": 3,
+        }
+        return tree | changes
+
+    return make
