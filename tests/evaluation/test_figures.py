@@ -42,7 +42,7 @@ def render(draw: Callable[[], Figure]) -> bytes:
 
 def error(n: int, noise: str) -> Figure:
     scores = scored(n)
-    rows = by_bin(scores, mass_edges(-24.0, -22.0, 5), seed=0)
+    rows = by_bin(scores, scores.truth, mass_edges(-24.0, -22.0, 5), seed=0)
     return error_figure(
         TARGET, scores, rows, -23.0, compare(TARGET, DataForm("model_iii", noise, "deeplense"))
     )

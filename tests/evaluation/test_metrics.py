@@ -194,7 +194,7 @@ def test_batches_scored_apart_equal_all_at_once() -> None:
 
 def test_bins_hold_every_image_once_and_their_own_errors() -> None:
     scores = scores_of(900)
-    rows = by_bin(scores, mass_edges(-24.0, -22.0, 4), seed=0)
+    rows = by_bin(scores, scores.truth, mass_edges(-24.0, -22.0, 4), seed=0)
     assert sum(row["n"] for row in rows) == 900
     inside = (scores.truth >= -23.5) & (scores.truth < -23.0)
     assert rows[1]["n"] == inside.sum()
@@ -207,10 +207,24 @@ def test_bins_hold_every_image_once_and_their_own_errors() -> None:
 def test_bins_without_images_are_null_and_the_last_edge_counts() -> None:
     posterior = gaussian_posterior(np.array([-22.1, -22.05]), 0.05)
     scores = score(posterior, np.array([-22.0, -22.2]), np.array([-23.0, -23.0]))
-    rows = by_bin(scores, mass_edges(-24.0, -22.0, 4), seed=0)
+    rows = by_bin(scores, scores.truth, mass_edges(-24.0, -22.0, 4), seed=0)
     assert [row["n"] for row in rows] == [0, 0, 0, 2]
     assert rows[0]["mae_dex"] is None and rows[0]["mae_dex_se"] is None
     assert members(np.array([-25.0, -21.0]), mass_edges(-24, -22, 4)).tolist() == [0, 3]
+
+
+def test_exact_posteriors_are_calibrated_by_prediction_but_not_by_truth() -> None:
+    # A truth from the uniform prior, seen once with normal noise: the cut-off normal is its exact posterior.
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-24.0, -22.0, 9000)
+    scores = score(gaussian_posterior(truth + 0.6 * rng.normal(size=9000), 0.6), truth, truth)
+
+    def worst(values: np.ndarray) -> float:
+        rows = by_bin(scores, values, tercile_edges(values), seed=0)
+        return max(abs(row["coverage_68"] - 0.68) for row in rows)
+
+    assert worst(scores.median) < 4 * np.sqrt(0.68 * 0.32 / 3000)
+    assert worst(scores.truth) > 0.03
 
 
 def test_terciles_hold_a_third_each() -> None:

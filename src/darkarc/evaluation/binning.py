@@ -1,4 +1,10 @@
-"""The same numbers by bin and by tercile of the true value."""
+"""The same numbers by bin of the true value and by tercile of the prediction.
+
+Errors are asked for by true value. Calibration is not: even the exact posterior covers too rarely where the
+truth lies at an end of the prior, and too often in the middle, because the interval knows the image and not
+the truth. What can be demanded of it is nominal coverage in any bin of what the image tells, such as the
+median.
+"""
 
 from typing import Any
 
@@ -15,31 +21,31 @@ def mass_edges(low: float, high: float, bins: int) -> Floats:
     return np.linspace(low, high, bins + 1)
 
 
-def tercile_edges(truth: Floats) -> Floats:
-    """(4,) edges that put a third of the true values into each of three bins."""
-    return np.quantile(truth, [0.0, 1 / 3, 2 / 3, 1.0])
+def tercile_edges(values: Floats) -> Floats:
+    """(4,) edges that put a third of the values into each of three bins."""
+    return np.quantile(values, [0.0, 1 / 3, 2 / 3, 1.0])
 
 
-def members(truth: Floats, edges: Floats) -> NDArray[np.intp]:
-    """(N,) bin of each true value; one beyond the first or last edge belongs to that end bin."""
-    index: NDArray[np.intp] = np.clip(np.searchsorted(edges, truth, side="right") - 1, 0, len(edges) - 2)
+def members(values: Floats, edges: Floats) -> NDArray[np.intp]:
+    """(N,) bin of each value; one beyond the first or last edge belongs to that end bin."""
+    index: NDArray[np.intp] = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     return index
 
 
-def by_bin(scores: Scores, edges: Floats, seed: int) -> list[dict[str, Any]]:
+def by_bin(scores: Scores, values: Floats, edges: Floats, seed: int) -> list[dict[str, Any]]:
     """A row a bin: `low`, `high`, `n`, every number of `STATISTICS` and (suffix `_se`) its error.
 
-    A bin without images has null for every number.
+    values: (N,) what is binned. A bin without images has null for every number.
     """
-    bins = members(scores.truth, edges)
+    bins = members(values, edges)
     rows = []
     for index in range(len(edges) - 1):
         inside = scores[bins == index]
-        values, _ = summarise(inside)
+        numbers, _ = summarise(inside)
         errors = standard_errors(inside, seed)
         row: dict[str, Any] = {"low": float(edges[index]), "high": float(edges[index + 1]), "n": len(inside)}
         for name in STATISTICS:
-            row[name] = values[name]
+            row[name] = numbers[name]
             row[f"{name}_se"] = errors[name]
         rows.append(row)
     return rows

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from darkarc.evaluation.wording import MEANINGS, as_published, limits, missing_reasons, number, with_error
+from darkarc.evaluation.wording import (
+    BINNED_TRUTH,
+    MEANINGS,
+    as_published,
+    limits,
+    missing_reasons,
+    number,
+    with_error,
+)
 from darkarc.models import QUANTILE_LEVELS, RegressorSpec
 
 BY_MASS = ("mae_dex", "bias_dex", "coverage_68", "coverage_90", "sharpness_dex")
@@ -92,7 +100,7 @@ def _by_mass(metrics: Mapping[str, Any]) -> list[str]:
         (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(number(row[name], 3) for name in BY_MASS))
         for row in rows
     ]
-    return ["### By true value", _table(header, body)]
+    return ["### By true value", _table(header, body), BINNED_TRUTH]
 
 
 def _published(metrics: Mapping[str, Any]) -> list[str]:

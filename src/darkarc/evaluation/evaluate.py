@@ -110,10 +110,11 @@ def _measure(config: Config, prepared: Store, predictions: Predictions, target: 
         metrics["published_best_mae_dex"] = comparison.best.mae_dex
     metrics["standard_error"] = errors
     bins = mass_edges(low, high, config.evaluate.mass_bins)
-    metrics["by_mass"] = by_bin(scores, bins, config.seed)
-    metrics["by_tercile"] = (
-        by_bin(scores, tercile_edges(scores.truth), config.seed) if len(scores) >= 3 else []
-    )
+    metrics["by_mass"] = by_bin(scores, scores.truth, bins, config.seed)
+    metrics["by_tercile"] = []
+    if len(scores) >= 3:
+        thirds = tercile_edges(scores.median)
+        metrics["by_tercile"] = by_bin(scores, scores.median, thirds, config.seed)
     metrics["published"] = [
         {**vars(result), "not_comparable": comparison.obstacle} for result in comparison.results
     ]

@@ -68,15 +68,16 @@ def target_illustrations(
         _draw(
             f"calibration{suffix}",
             f"Calibration of the {name} posterior",
-            "Left: share of true values inside the credible interval minus its level; honest "
-            "uncertainties stay "
-            "within the grey band (where 95% of calibrated results of this size fall; it is 1.7 times "
-            "wider for a "
-            "third), above it they are too cautious, below it overconfident. TARP is the expected "
-            "coverage about "
-            "random reference points. Middle: the probability below the truth, flat if calibrated, "
-            "U-shaped if "
-            "overconfident. Right: pulls; posteriors cut by the prior need not be normal.",
+            "Left: share of true values inside the credible interval minus its level, for all and for "
+            "each third of "
+            "the posterior medians; honest uncertainties stay within the grey band (where 95% of calibrated "
+            "results of this size fall; it is 1.7 times wider for a third), above it they are too "
+            "cautious, below "
+            "it overconfident. TARP is the expected coverage about random reference points. Middle: "
+            "the probability "
+            "below the truth, flat if calibrated, U-shaped if overconfident. Right: pulls; posteriors "
+            "cut by the "
+            "prior need not be normal.",
             lambda: calibration_figure(scores, name),
         ),
     ]

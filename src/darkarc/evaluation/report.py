@@ -8,7 +8,15 @@ from importlib.resources import files
 from typing import Any
 
 from darkarc.evaluation.style import DOTS_PER_INCH, NAMES
-from darkarc.evaluation.wording import MEANINGS, as_published, limits, missing_reasons, number, with_error
+from darkarc.evaluation.wording import (
+    BINNED_TRUTH,
+    MEANINGS,
+    as_published,
+    limits,
+    missing_reasons,
+    number,
+    with_error,
+)
 
 BY_MASS = ("mae_dex", "rmse_dex", "bias_dex", "nll", "coverage_68", "coverage_90", "sharpness_dex")
 TERCILES = ("coverage_50", "coverage_68", "coverage_90", "coverage_95", "pull_mean", "pull_std")
@@ -121,18 +129,23 @@ def _main_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _section(target: str, metrics: Mapping[str, Any], prefix: str) -> list[str]:
-    """Tables by bin and by tercile of the true value."""
+    """Tables by bin of the true value and by tercile of the prediction."""
     rows, terciles = metrics.get("by_mass", []), metrics.get("by_tercile", [])
     if not any(row["n"] for row in rows):
         return []
-    parts = [f"<h3>{prefix}By true value</h3>", _binned(rows, BY_MASS)]
+    parts = [
+        f"<h3>{prefix}By true value</h3>",
+        _binned("True value", rows, BY_MASS),
+        f"<p>{BINNED_TRUTH}</p>",
+    ]
     if terciles:
-        parts += [f"<h3>{prefix}Calibration by third of the true values</h3>", _binned(terciles, TERCILES)]
+        title = f"<h3>{prefix}Calibration by third of the predictions</h3>"
+        parts += [title, _binned("Posterior median", terciles, TERCILES)]
     return parts
 
 
-def _binned(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    header = ("True value", "Images", *(_short(name) for name in names))
+def _binned(of: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    header = (of, "Images", *(_short(name) for name in names))
     body = [(_range(row), str(row["n"]), *(_with_error(row, name) for name in names)) for row in rows]
     return _table(header, body, numeric=range(1, len(header)))
 

@@ -50,6 +50,14 @@ MEANINGS = {
 }
 
 
+BINNED_TRUTH = (
+    "Coverage by true value need not be nominal, not even for an exact posterior: an interval knows "
+    "the image, not "
+    "the truth, so it misses more often at the ends of the prior and less often in the middle."
+)
+"""Why a table by true value is no test of calibration."""
+
+
 def number(value: Any, digits: int = 4) -> str:
     """A number with this many decimals, a dash for null."""
     if value is None:

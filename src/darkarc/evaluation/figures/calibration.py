@@ -65,7 +65,7 @@ def _coverage_panel(axes: Axes, scores: Scores, noun: str) -> None:
         percent, 100 * (low - NOMINAL), 100 * (high - NOMINAL), color=PALE, linewidth=0, label="95% expected"
     )
     axes.axhline(0, color=GREY, linewidth=0.8)
-    bins = members(scores.truth, tercile_edges(scores.truth))
+    bins = members(scores.median, tercile_edges(scores.median))
     for index, (name, colour) in enumerate((("low", GREEN), ("middle", ORANGE), ("high", PURPLE))):
         pit = scores.pit[bins == index]
         if len(pit):
@@ -86,7 +86,7 @@ def _coverage_panel(axes: Axes, scores: Scores, noun: str) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("credible level (%)")
     axes.set_ylabel("coverage − level (points)")
-    axes.set_title(f"Coverage, by {noun}")
+    axes.set_title(f"Coverage, by predicted {noun}")
     axes.legend(loc="upper left", ncols=2, columnspacing=0.9, borderaxespad=0.1, handlelength=1.3)
 
 

@@ -54,12 +54,11 @@ def learning_figure(history: History) -> Figure:
     for axes, name in zip(panels, names, strict=False):
         for side, (colour, label) in SIDES.items():
             _curve(axes, epochs, history, f"{side}_{name}", colour, label)
-        axes.set_title(LABELS.get(name, name.replace("_", " ")))
+        lowest = _mark_lowest(axes, epochs, history, f"val_{name}")
+        axes.set_title(LABELS.get(name, name.replace("_", " ")) + lowest)
         values = [row[key] for row in history for key in (f"train_{name}", f"val_{name}") if key in row]
         if "mae" in name or "rmse" in name:
             axes.set_ylim(0, 1.1 * float(np.nanmax(values)))
-        _mark_best(axes, epochs, history, f"val_{name}")
-        axes.legend(loc="best")
     if has_rate:
         _curve(panels[-1], epochs, history, "learning_rate", GREEN, None)
         panels[-1].set_title("learning rate")
@@ -68,6 +67,11 @@ def learning_figure(history: History) -> Figure:
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    handles = {
+        label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles))
     return figure
 
 
@@ -80,12 +84,11 @@ def _curve(
         axes.plot(epochs, values, color=colour, label=label, marker=marker, markersize=3)
 
 
-def _mark_best(axes: Axes, epochs: np.ndarray, history: History, key: str) -> None:
-    """A dot at the lowest validation value of a quantity that is better when smaller."""
+def _mark_lowest(axes: Axes, epochs: np.ndarray, history: History, key: str) -> str:
+    """Mark the lowest validation value of a quantity that is better when smaller; words for the title."""
     values = np.array([row.get(key, np.nan) for row in history], dtype=np.float64)
-    if np.isfinite(values).any() and "accuracy" not in key:
-        best = int(np.nanargmin(values))
-        axes.plot(
-            [epochs[best]], [values[best]], "o", color=VERMILLION, markersize=4,
-            label=f"lowest: {values[best]:.3g}",
-        )  # fmt: skip
+    if not np.isfinite(values).any() or "accuracy" in key:
+        return ""
+    lowest = int(np.nanargmin(values))
+    axes.plot([epochs[lowest]], [values[lowest]], "o", color=VERMILLION, markersize=4, label="lowest")
+    return f", lowest {values[lowest]:.3g}"
