@@ -237,15 +237,17 @@ def register(
 @_verb("darkarc export --out data/exported")
 def export(
     out: Annotated[Path, typer.Option(help="The folder for model.onnx and its model card.")] = EXPORTED,
-    alias: Annotated[str, typer.Option(help="Which registered version.")] = "champion",
+    alias: Annotated[
+        str | None, typer.Option(help="Which version [default: champion, else challenger].")
+    ] = None,
     params: Params = PARAMS,
     overrides: Overrides = None,
 ) -> None:
-    """Write the registered champion, with its model card, into a folder."""
+    """Write the registered champion as ONNX, with its model card, into a folder."""
     from darkarc.serving.release import export_stage
 
     version = export_stage(configuration.load(params, overrides or ()), out, alias=alias)
-    _say(f"{out}: {version.uri}")
+    _say(f"{out}: {version.uri} ({', '.join(version.aliases)})")
 
 
 @_verb("darkarc predict models:/axion-mass-regressor@champion my_lenses/ --out predictions.csv")

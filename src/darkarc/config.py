@@ -171,7 +171,10 @@ class EvaluateConfig(Section):
 class RegisterConfig(Section):
     name: str = Field("axion-mass-regressor", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     coverage_tolerance: float = Field(
-        0.06, gt=0, le=1, description="a champion's coverage lies this close to nominal at 68 and 90%"
+        0.03,
+        gt=0,
+        le=1,
+        description="a champion's coverage is this close to nominal at 68 and 90%, chance set aside",
     )
 
 

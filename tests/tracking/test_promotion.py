@@ -89,8 +89,21 @@ def test_errors_that_are_not_pairs_are_refused():
 def test_the_gate_is_set_by_the_parameter():
     strict = config.parse({"register": {"coverage_tolerance": 0.005}}).register_
     loose = config.parse({"register": {"coverage_tolerance": 0.05}}).register_
-    assert decide(np.ones(3), None, GOOD, Gates.of(loose)).promote
-    assert not decide(np.ones(3), None, GOOD, Gates.of(strict)).promote
+    many = np.ones(10_000)
+    assert decide(many, None, GOOD, Gates.of(loose)).promote
+    assert not decide(many, None, GOOD, Gates.of(strict)).promote
+
+
+def test_few_images_are_allowed_their_chance():
+    """Calibrated regressors pass on 60 images; a share that is chance there is a fault on 6,000."""
+    generator = np.random.default_rng(6)
+    passed = 0
+    for _ in range(300):
+        coverage = {level: generator.binomial(60, level / 100) / 60 for level in GATES.levels}
+        passed += not GATES.failures(coverage, 60)
+    assert passed >= 0.97 * 300
+    assert not GATES.failures({68: 0.80, 90: 0.90}, 60)
+    assert GATES.failures({68: 0.80, 90: 0.90}, 6000)
 
 
 class Registry:

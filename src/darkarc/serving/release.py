@@ -20,7 +20,14 @@ from darkarc.serving.export import CARD_FILE, MODEL_FILE, export_onnx
 from darkarc.tracking import read_run
 from darkarc.tracking.promotion import Decision, Gates, promote
 from darkarc.tracking.registration import read_card, register_onnx
-from darkarc.tracking.registry import CHAMPION, ModelVersion, download_model, get_version
+from darkarc.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    ModelVersion,
+    champion_version,
+    download_model,
+    get_version,
+)
 
 COVERAGE_LEVELS = (50, 68, 90, 95)
 
@@ -89,16 +96,20 @@ def register_stage(
     return version, decision
 
 
-def export_stage(config: Config, out: Path, *, alias: str = CHAMPION) -> ModelVersion:
-    """Write the registered model behind `alias`, with its model card, into the folder `out`.
+def export_stage(config: Config, out: Path, *, alias: str | None = None) -> ModelVersion:
+    """Write a registered model, with its model card, into the folder `out`.
 
+    alias: default the champion, or the challenger as long as there is no champion.
     The file's SHA-256 is checked against the registry first. Raises `RegistryError`.
     """
-    version = get_version(config.register_.name, alias)
+    name = config.register_.name
+    if alias is None:
+        alias = CHAMPION if champion_version(name) else CHALLENGER
+    version = get_version(name, alias)
     model = download_model(version.uri).read_bytes()
-    card = (
-        f"{read_card(version)}\nVersion {version.version} of `{version.name}`, SHA-256 `{version.sha256}`.\n"
-    )
+    aliases = ", ".join(version.aliases)
+    label = f"Version {version.version} ({aliases}) of `{name}`, SHA-256 `{version.sha256}`."
+    card = f"{read_card(version)}\n{label}\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(out, {MODEL_FILE: model, CARD_FILE: card.encode()})
     return version

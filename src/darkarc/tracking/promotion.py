@@ -25,13 +25,15 @@ PREVIOUS_TAG = "darkarc.previous_champion"
 ROLLED_BACK_TAG = "darkarc.rolled_back"
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+CHANCE_SIGMA = 2.0
 
 
 @dataclass(frozen=True)
 class Gates:
     """A champion's intervals hold the truth as often as they claim, to within `tolerance`.
 
-    `levels` are nominal coverages in percent; `tolerance` is a difference of two shares.
+    `levels` are nominal coverages in percent; `tolerance` is a difference of two shares, beside the
+    `CHANCE_SIGMA` binomial standard deviations that a share of so few test images may be off by chance.
     """
 
     tolerance: float
@@ -41,16 +43,18 @@ class Gates:
     def of(cls, config: RegisterConfig) -> "Gates":
         return cls(tolerance=config.coverage_tolerance)
 
-    def failures(self, coverage: Mapping[int, float]) -> list[str]:
-        """What does not pass, in words; `coverage` maps percent to the measured share."""
+    def failures(self, coverage: Mapping[int, float], n_tested: int) -> list[str]:
+        """What does not pass, in words; `coverage` maps percent to the share of `n_tested` images."""
         failed = []
         for level in self.levels:
+            share = level / 100
+            allowed = self.tolerance + CHANCE_SIGMA * float(np.sqrt(share * (1 - share) / max(n_tested, 1)))
             if level not in coverage:
                 failed.append(f"coverage at {level}% was not measured")
-            elif not abs(coverage[level] - level / 100) <= self.tolerance:  # a NaN fails, too
+            elif not abs(coverage[level] - share) <= allowed:  # a NaN fails, too
                 failed.append(
                     f"coverage at {level}% is {100 * coverage[level]:.1f}%, "
-                    f"more than {100 * self.tolerance:g} points off"
+                    f"more than {100 * allowed:.1f} points off on {n_tested} images"
                 )
         return failed
 
@@ -93,9 +97,9 @@ def decide(
     `*_errors` (N,) are absolute errors on the same test samples in the same order; None: there is no
     champion. Better means that the whole 95% bootstrap interval of the mean difference lies below zero.
     """
-    if failed := gates.failures(coverage):
-        return Decision(False, "stays challenger: " + "; ".join(failed))
     ours = np.asarray(challenger_errors, dtype=np.float64)
+    if failed := gates.failures(coverage, ours.size):
+        return Decision(False, "stays challenger: " + "; ".join(failed))
     if champion_errors is None:
         return Decision(
             True, f"first champion: mean absolute error {ours.mean():.4f}, coverage within the gates"

@@ -1,4 +1,4 @@
-"""The file that ties a trained regressor to its MLflow run, so that a stage DVC finds cached still points there."""
+"""The file that ties a trained regressor to its MLflow run, cached stage or not."""
 
 import json
 from dataclasses import asdict, dataclass
