@@ -1,5 +1,6 @@
 """From physical parameters to source-plane positions: pixel grid, main lens, substructure."""
 
+import math
 from functools import cache
 
 import torch
@@ -54,9 +55,14 @@ def smooth_source_plane(
     return tuple(p.to(device=device, dtype=dtype) for p in plane)
 
 
+def _power_of_ten(exponent: Tensor) -> Tensor:
+    # Not torch's power, whose last bit depends on an element's place in the batch.
+    return torch.exp(exponent * math.log(10.0))
+
+
 def vortex_half_length_arcsec(preset: Preset, log10_mass_ev: Tensor) -> Tensor:
     """Half-length of the vortex line, arcsec: 0.03 (1e-22 eV / m), the only place where m enters."""
-    return preset.lens.vortex_half_length_arcsec * 10.0 ** (-22.0 - log10_mass_ev)
+    return preset.lens.vortex_half_length_arcsec * _power_of_ten(-22.0 - log10_mass_ev)
 
 
 def vortex_deflection(
@@ -99,8 +105,8 @@ def subhalo_deflection(
     Offsets from a mass are taken in float64 before rounding, so float32 stays accurate next to it.
     """
     axis = pixel_axis_arcsec(preset, log10_mass_msun.device)
-    strength = einstein_radius2_arcsec2(10.0**log10_mass_msun, distances)
-    strength = (strength * deflection_rescaling(preset, distances)).nan_to_num(0.0)
+    mass_msun = _power_of_ten(log10_mass_msun.nan_to_num(-torch.inf))
+    strength = einstein_radius2_arcsec2(mass_msun, distances) * deflection_rescaling(preset, distances)
     offset = axis - position_arcsec.nan_to_num(_PARKED_ARCSEC)[..., None]  # (B, S, 2, W)
     dx, dy = offset[:, :, 0, None, :].to(dtype), offset[:, :, 1, :, None].to(dtype)
     dx2, dy2, strength = dx * dx, dy * dy, strength.to(dtype)[..., None, None]

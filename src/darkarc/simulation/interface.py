@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from darkarc.config import CLASSES
 from darkarc.simulation.imaging import render
 from darkarc.simulation.presets import Preset, SimulationError, get_preset
 from darkarc.simulation.scenes import Scenes, draw_scenes
@@ -59,7 +58,7 @@ def _array(name: str, value: ArrayLike | None, dimensions: int, last: int | None
     """A float64 array with leading axis N; a scalar (or one scene without that axis) gets one."""
     if value is None:
         return None
-    array = np.array(value, dtype=np.float64)
+    array = np.asarray(value, dtype=np.float64)
     if array.ndim == dimensions - 1:
         array = array[None]
     if array.ndim != dimensions or (last is not None and array.shape[-1] != last):
@@ -102,10 +101,8 @@ def _scenes(preset: Preset, class_name: str, values: dict[str, np.ndarray], seed
             raise SimulationError(f"{name} holds {length} lenses where other parameters hold {number}")
     if "exposure_s" in values and not (values["exposure_s"] > 0).all():
         raise SimulationError(f"exposure_s: expected times above 0, found {values['exposure_s'].min():g}")
-    assert class_name in CLASSES
     drawn = draw_scenes(preset, class_name, seed, range(number))
     whole = {
-        name: np.ascontiguousarray(np.broadcast_to(value, (number, *value.shape[1:])))
-        for name, value in values.items()
+        name: np.broadcast_to(value, (number, *value.shape[1:])).copy() for name, value in values.items()
     }
     return replace(drawn, **whole)

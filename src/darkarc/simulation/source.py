@@ -49,13 +49,15 @@ def pixel_flux(preset: Preset, x_arcsec: Tensor, y_arcsec: Tensor, centre_arcsec
     dx = x_arcsec - centre_arcsec[..., 0, None, None]
     dy = y_arcsec - centre_arcsec[..., 1, None, None]
     e1, e2 = source.ellipticity
-    norm = (1 - e1**2 - e2**2) * source.half_light_radius_arcsec**2
+    n, b = source.sersic_index, sersic_coefficient(source.sersic_index)
+    # Radii squared in units that make (radius2)^(1 / 2n) the exponent b (R / R_e)^(1/n).
+    unit2 = (source.half_light_radius_arcsec / b**n) ** 2
+    norm = (1 - e1**2 - e2**2) * unit2
     xx, yy, xy = ((1 - e1) ** 2 + e2**2) / norm, ((1 + e1) ** 2 + e2**2) / norm, -4 * e2 / norm
-    radius2 = torch.addcmul(dy * dy * yy, dx, (dx * xx).add_(dy, alpha=xy))
-    radius2 = radius2.clamp_min((_SMOOTHING_ARCSEC / source.half_light_radius_arcsec) ** 2)
-    b = sersic_coefficient(source.sersic_index)
+    radius2 = torch.addcmul(dy * dy * yy, dx, torch.add(dx * xx, dy, alpha=xy))
+    radius2 = radius2.clamp_min(_SMOOTHING_ARCSEC**2 / unit2)
     peak = math.log(sersic_amplitude(preset) * preset.instrument.pixel_scale_arcsec**2) + b
-    return torch.exp(radius2.pow(0.5 / source.sersic_index) * -b + peak)
+    return torch.exp(peak - radius2.pow(0.5 / n))
 
 
 @cache

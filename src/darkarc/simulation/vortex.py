@@ -23,8 +23,8 @@ from torch import Tensor
 _NEAR = 8.0
 # (1 - 2^(1-2k)) B_2k / (2k): coefficients of z^-2k in psi(1/2 + z) - ln z.
 _SERIES = (1 / 24, -7 / 960, 31 / 8064, -127 / 30720, 511 / 67584)
-# Terms that matter _NEAR spacings from an end: the first one left out is 2e-6 and 3e-13 of S ~ 1.
-_TERMS = {torch.float32: 1, torch.float64: 5}
+# Terms that matter _NEAR spacings from an end: the first one left out is 2e-6 and 7e-12 of S ~ 1.
+_TERMS = {torch.float32: 1, torch.float64: 4}
 _SHIFT = 8
 
 
@@ -51,8 +51,10 @@ def line_deflection(
     near = _near_pixels(along.detach(), across.detach(), points)
     if near.numel():
         exact = _exact_at(near, x_arcsec, y_arcsec, cos, sin, spacing, points)
-        parallel.view(-1).index_copy_(0, near, exact[0].to(dtype))
-        perpendicular.view(-1).index_copy_(0, near, exact[1].to(dtype))
+        parallel, perpendicular = (
+            field.view(-1).index_copy(0, near, value.to(dtype)).view_as(field)
+            for field, value in zip((parallel, perpendicular), exact, strict=True)
+        )
     strength = einstein_radius2_arcsec2 / spacing
     cos, sin = ((f * strength).to(dtype)[:, None, None] for f in (cos, sin))
     return (
@@ -79,34 +81,35 @@ def _rod(along: Tensor, across: Tensor, points: int, terms: int) -> tuple[Tensor
     sum2 = torch.addcmul(across2, along, along) + 1
     to_far = torch.add(sum2, distance, alpha=2)
     to_near = torch.add(sum2, distance, alpha=-2)
-    parallel = torch.log(to_far / to_near) * 0.5
     # The angle that the rod subtends, pi/2 minus the arc tangent of the other quadrant's ratio.
     quarter = torch.full((), math.pi / 2, dtype=along.dtype, device=along.device)
     perpendicular = torch.copysign(quarter, across) - torch.atan((sum2 - 2) / (across * 2))
-    # z^-2 for z = (distance +- 1) + i across: conj(z^2) / |z|^4.
+    # With z = (distance +- 1) + i across at the two ends, z^-2 = conj(z^2) / |z|^4.
     difference2 = torch.add(sum2, across2, alpha=-2)
-    inverse_far, inverse_near = to_far.square().reciprocal(), to_near.square().reciprocal()
-    far = _end_series(
-        torch.add(difference2, distance, alpha=2) * inverse_far,
-        across * (distance + 1) * inverse_far * -2,
-        points / 2,
-        terms,
-    )
-    near = _end_series(
-        torch.add(difference2, distance, alpha=-2) * inverse_near,
-        across * (distance - 1) * inverse_near * -2,
-        points / 2,
-        terms,
-    )
-    return torch.copysign(parallel + (far[0] - near[0]), along), perpendicular - (far[1] - near[1])
+    inverse_far, inverse_near = (to_far * to_far).reciprocal(), (to_near * to_near).reciprocal()
+    odd, even = inverse_far - inverse_near, inverse_far + inverse_near
+    first = _SERIES[0] / (points / 2) ** 2
+    parallel = torch.add(torch.log(to_far / to_near) * 0.5, difference2 * odd, alpha=first)
+    parallel = torch.addcmul(parallel, distance, even, value=2 * first)
+    perpendicular = torch.addcmul(perpendicular, across, torch.addcmul(even, distance, odd), value=2 * first)
+    if terms > 1:
+        # Two terms do for the end that is n/2 or more away.
+        for sign, inverse, needed in ((1, inverse_far, 2), (-1, inverse_near, terms)):
+            t_re = torch.add(difference2, distance, alpha=2 * sign) * inverse
+            t_im = across * (distance + sign) * inverse * -2
+            higher_re, higher_im = _end_series(t_re, t_im, points / 2, needed, first=1)
+            parallel = torch.add(parallel, higher_re, alpha=sign)
+            perpendicular = torch.add(perpendicular, higher_im, alpha=-sign)
+    return torch.copysign(parallel, along), perpendicular
 
 
-def _end_series(t_re: Tensor, t_im: Tensor, unit: float, terms: int) -> tuple[Tensor, Tensor]:
-    """psi(1/2 + z) - ln z: `terms` terms of its series in t = (z / unit)^-2, by Horner's rule."""
+def _end_series(t_re: Tensor, t_im: Tensor, unit: float, terms: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """psi(1/2 + z) - ln z: its series in t = (z / unit)^-2 by Horner's rule, `terms` less the `first`."""
     coefficients = [c / unit ** (2 * k) for k, c in enumerate(_SERIES[:terms], start=1)]
+    coefficients[:first] = [0.0] * first
     sum_re, sum_im = t_re * coefficients[-1], t_im * coefficients[-1]
     for coefficient in coefficients[-2::-1]:
-        sum_re = sum_re + coefficient
+        sum_re = sum_re + coefficient if coefficient else sum_re
         sum_re, sum_im = (
             torch.addcmul(sum_re * t_re, sum_im, t_im, value=-1),
             torch.addcmul(sum_re * t_im, sum_im, t_re),
@@ -117,8 +120,8 @@ def _end_series(t_re: Tensor, t_im: Tensor, unit: float, terms: int) -> tuple[Te
 def _near_pixels(along: Tensor, across: Tensor, points: int) -> Tensor:
     """Flat indices of the pixels within `_NEAR` spacings of a line (coordinates in half-lengths)."""
     margin = 2 * _NEAR / points
-    reach = torch.maximum(along.abs() / (1 + margin), across.abs() / margin)
-    return (reach < 1).view(-1).nonzero().squeeze(1)
+    reach = torch.maximum((along * (margin / (1 + margin))).abs_(), across.abs())
+    return (reach < margin).view(-1).nonzero().squeeze(1)
 
 
 def _exact_at(
@@ -136,7 +139,8 @@ def exact_sum(along: Tensor, across: Tensor, points: int) -> tuple[Tensor, Tenso
     """Re S(v) and -Im S(v) of v = along + i across, (P,) float64, in units of the spacing.
 
     By symmetry for |along|. Before the line's end, reflection (A&S 6.3.7) keeps the arguments of psi in
-    the right half-plane: S = psi(1/2 + n/2 + v) - psi(1/2 + n/2 - v) - pi tan(pi v).
+    the right half-plane: S = psi(1/2 + n/2 + v) - psi(1/2 + n/2 - v) - pi tan(pi v)
+    for an even number of masses; for an odd one, + pi cot(pi v).
     """
     distance, half = along.abs(), points / 2
     inside = distance < half
@@ -147,7 +151,8 @@ def exact_sum(along: Tensor, across: Tensor, points: int) -> tuple[Tensor, Tenso
     grown = torch.expm1(math.pi * across.abs().clamp_max(20.0))
     sinh = torch.copysign((grown + grown / (grown + 1)) * 0.5, across)
     cosh = grown + 1 - sinh.abs()
-    f = distance - distance.floor() - 0.5
+    f = distance - (half - 0.5) % 1
+    f = f - f.round()
     sine, cosine = (math.pi * f).sin(), (math.pi * f).cos()
     scale = inside.to(f.dtype) * math.pi / (sinh * sinh + sine * sine)
     re = far_re - near_re + scale * sine * cosine

@@ -1,0 +1,50 @@
+"""The source's flux and the PSF against closed forms, scipy and lenstronomy."""
+
+import numpy as np
+import pytest
+import torch
+from lenstronomy.LightModel.light_model import LightModel
+from scipy.ndimage import gaussian_filter
+
+from darkarc.simulation import PRESETS
+from darkarc.simulation.source import convolve, pixel_flux, psf_taps, sersic_amplitude
+
+FWHM_PER_SIGMA = 2.3548200450309493
+
+
+@pytest.mark.parametrize(
+    ("name", "taps", "truncation"), [("model_i", 5, 3), ("model_ii", 7, 5), ("model_iii", 5, 5)]
+)
+def test_psf_is_scipys_truncated_gaussian(name: str, taps: int, truncation: int) -> None:
+    instrument = PRESETS[name].instrument
+    assert len(psf_taps(instrument)) == taps
+    sigma = instrument.psf_fwhm_arcsec / FWHM_PER_SIGMA / instrument.pixel_scale_arcsec
+    images = torch.rand(3, *instrument.shape, dtype=torch.float64)
+    expected = [gaussian_filter(i, sigma, mode="nearest", truncate=truncation) for i in images.numpy()]
+    assert np.abs(convolve(instrument, images).numpy() - expected).max() < 1e-14
+
+
+@pytest.mark.parametrize(("name", "magnitude_flux"), [("model_ii", 39.8107), ("model_iii", 242.1029)])
+def test_source_holds_the_flux_of_its_magnitude(name: str, magnitude_flux: float) -> None:
+    """Unlensed on a fine, wide grid: 10^(-0.4 (20 - zero point)) electrons a second in all."""
+    preset = PRESETS[name]
+    axis = (torch.arange(1200, dtype=torch.float64) - 599.5) * 0.005
+    density = pixel_flux(
+        preset, axis[None, :], axis[:, None], torch.tensor([0.1, -0.05], dtype=torch.float64)
+    )
+    density = density / preset.instrument.pixel_scale_arcsec**2
+    assert density.sum().item() * 0.005**2 == pytest.approx(magnitude_flux, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_brightness_against_lenstronomy(name: str) -> None:
+    """Everywhere, the smoothed centre and the far outskirts included."""
+    preset = PRESETS[name]
+    x, y = torch.from_numpy(np.random.default_rng(0).normal(0.2, [[1.5], [1.5]], (2, 500)))
+    x[:3] = torch.tensor([0.2, 0.2 + 3e-5, 0.2], dtype=torch.float64)
+    y[:3] = torch.tensor([-0.1, -0.1, -0.1 + 8e-5], dtype=torch.float64)
+    sersic = {"R_sersic": 0.25, "n_sersic": 1, "e1": -0.1, "e2": 0.1, "center_x": 0.2, "center_y": -0.1}
+    sersic["amp"] = sersic_amplitude(preset) * preset.instrument.pixel_scale_arcsec**2
+    expected = LightModel(["SERSIC_ELLIPSE"]).surface_brightness(x.numpy(), y.numpy(), [sersic])
+    ours = pixel_flux(preset, x[None], y[None], torch.tensor([0.2, -0.1], dtype=torch.float64))[0].numpy()
+    assert np.abs(ours / expected - 1).max() < 1e-12
