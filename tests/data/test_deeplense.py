@@ -215,7 +215,7 @@ class TestHostile:
             decode_deeplense(object_npy(text), "x.npy")
 
     def test_a_pickle_without_end_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_object_array, "MAX_OPCODES", 1000)
+        monkeypatch.setattr("darkarc.data._pickle_interpreter.MAX_OPCODES", 1000)
         with pytest.raises(BadFile, match="over 1000 opcodes"):
             decode_deeplense(object_npy(b"]" * 1001), "x.npy")
 

@@ -120,7 +120,11 @@ def test_counts_stay_counts(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(store.images(), counts)
 
 
-def test_bytes_do_not_depend_on_the_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("row_group", [65536, 6])
+def test_bytes_do_not_depend_on_the_batches(
+    tmp_path: Path, row_group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkarc.data._row_journal.ROW_GROUP", row_group)
     make(tmp_path / "a", step=20)
     images = images_of(20)
     rows = {"sample_id": [f"s{i}" for i in range(20)], "class": ["axion"] * 20}

@@ -115,7 +115,8 @@ def screen(image: np.ndarray, expected: Format, name: str) -> np.ndarray:
     if stored.kind == "f" and max(-low, high) > np.finfo(stored).max / 2:
         raise BadFile(name, f"pixels up to {max(-low, high):.3g}, too large for {stored.name}")
     converted = np.ascontiguousarray(image, dtype=stored)
-    low, high = converted.min(), converted.max()
+    if converted.dtype != image.dtype:
+        low, high = converted.min(), converted.max()
     if low == high:
         raise BadFile(name, f"constant: every pixel is {low:g}")
     if stored.kind == "i" and low < 0:

@@ -35,6 +35,11 @@ class SourceFile:
     def parts(self) -> tuple[str, ...]:
         return tuple(self.name.split("/"))
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes already in memory."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
+
     def read(self) -> bytes:
         """The file's bytes; raises `BadFile`."""
         if isinstance(self.content, BadFile):
@@ -110,9 +115,17 @@ class ArchiveSource:
             digest.update(file.read(2**20))
             file.seek(max(0, self.n_bytes - 2**20))
             digest.update(file.read(2**20))
-        voters = tuple(islice(self.files(), _N_VOTERS))
+        voters = tuple(self._first_files())
         folders = tuple(dict.fromkeys(voter.parts[:-1] for voter in voters))
         return Listing(None, digest.hexdigest(), 0, voters, folders)
+
+    def _first_files(self) -> Iterator[SourceFile]:
+        n_bytes = 0
+        for file in islice(self.files(), _N_VOTERS):
+            yield file
+            n_bytes += file.n_bytes
+            if n_bytes > MAX_FILE_BYTES:
+                return
 
     def files(self) -> Iterator[SourceFile]:
         """Raises `IngestError` where the archive itself is damaged or expands beyond all reason."""

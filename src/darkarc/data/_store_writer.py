@@ -5,8 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from darkarc.data._manifest import (
     DTYPES,
@@ -31,13 +29,11 @@ from darkarc.data._manifest import (
     plain_name,
     shard_header,
 )
+from darkarc.data._row_journal import RowJournal
 from darkarc.data._store_reader import Store, file_sha256
 
 _IDENTITY = "writer.json"
 _JOURNAL = "rows.journal"
-_RECORD = struct.Struct("<4sQQ32s")
-_MAGIC = b"DAR1"
-_ROW_GROUP = 65536
 _FSYNC_BYTES = 256 * 2**20
 
 
@@ -95,7 +91,7 @@ class StoreWriter:
         if not (resume and identity_file.exists() and identity_file.read_text() == identity):
             _empty(self.folder, set())
             identity_file.write_text(identity)
-        self._journal = (self.folder / _JOURNAL).open("a+b")
+        self._journal = RowJournal(self.folder / _JOURNAL)
         self._recover()
 
     def __enter__(self) -> "StoreWriter":
@@ -119,8 +115,7 @@ class StoreWriter:
     def start_over(self) -> None:
         """Forget what was written so far."""
         self._close_shard()
-        self._journal.seek(0)
-        self._journal.truncate()
+        self._journal.cut(0)
         self.n_written = 0
         _empty(self.folder, {_IDENTITY, _JOURNAL})
 
@@ -139,12 +134,9 @@ class StoreWriter:
         if len(images) == 0:
             return
         batch = self._rows(images, rows)
-        payload = batch.serialize().to_pybytes()
-        record = _RECORD.pack(_MAGIC, len(images), len(payload), hashlib.sha256(payload).digest())
         try:
             self._write_images(images)
-            self._journal.write(record + payload)
-            self._journal.flush()
+            self._journal.append(batch)
             self._sync_now_and_then(images.nbytes)
         except OSError as error:
             # The files may end in half an image: only a new writer knows where to go on.
@@ -169,9 +161,9 @@ class StoreWriter:
         if self.n_written == 0:
             raise StoreError(f"{self.path}: no image was written; a store holds at least one")
         self._close_shard()
-        self._journal.flush()
         shards = self._finished_shards()
-        self._write_samples()
+        self._journal.write_parquet(self.folder / SAMPLES)
+        _fsync(self.folder / SAMPLES)
         for name, content in self._attachments.items():
             (self.folder / name).write_bytes(content)
             _fsync(self.folder / name)
@@ -277,7 +269,7 @@ class StoreWriter:
         if self._unsynced_bytes >= _FSYNC_BYTES:
             if self._shard is not None:
                 os.fsync(self._shard.fileno())
-            os.fsync(self._journal.fileno())
+            self._journal.sync()
             self._unsynced_bytes = 0
 
     def _shard_path(self, number: int) -> Path:
@@ -323,28 +315,15 @@ class StoreWriter:
 
     # Rows
 
-    def _journal_batches(self) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """Whole records of the journal from its start, each with the offset of its end."""
-        self._journal.seek(0)
-        while len(head := self._journal.read(_RECORD.size)) == _RECORD.size:
-            magic, n, size, digest = _RECORD.unpack(head)
-            payload = self._journal.read(size) if magic == _MAGIC else b""
-            if len(payload) != size or hashlib.sha256(payload).digest() != digest:
-                return
-            batch = pa.ipc.read_record_batch(pa.py_buffer(payload), SAMPLE_SCHEMA)
-            assert batch.num_rows == n
-            yield batch, self._journal.tell()
-
     def _recover(self) -> None:
         """Find what an earlier writer left whole, and cut off the rest."""
         end = 0
-        for batch, offset in self._journal_batches():
+        for batch, offset in self._journal.batches():
             if self._pixels_written(self.n_written, batch.num_rows) != batch["pixel_sha256"].to_pylist():
                 break
             self.n_written += batch.num_rows
             end = offset
-        self._journal.seek(end)
-        self._journal.truncate()
+        self._journal.cut(end)
         number, inside = divmod(self.n_written, self._per_shard)
         if inside:
             self._shard = self._open_shard(number, inside)
@@ -366,25 +345,6 @@ class StoreWriter:
             hashes += found
         return hashes
 
-    def _write_samples(self) -> None:
-        """The journal's rows as Parquet; its groups do not depend on the batches of `append`."""
-        path = self.folder / SAMPLES
-        with pq.ParquetWriter(path, SAMPLE_SCHEMA, compression="zstd") as writer:
-            waiting: list[pa.RecordBatch] = []
-            n_waiting = 0
-            for batch, _ in self._journal_batches():
-                waiting.append(batch)
-                n_waiting += batch.num_rows
-                if n_waiting >= _ROW_GROUP:
-                    table = pa.Table.from_batches(waiting).combine_chunks()
-                    whole = n_waiting - n_waiting % _ROW_GROUP
-                    writer.write_table(table.slice(0, whole), row_group_size=_ROW_GROUP)
-                    waiting = table.slice(whole).to_batches()
-                    n_waiting -= whole
-            if n_waiting:
-                writer.write_table(pa.Table.from_batches(waiting).combine_chunks(), row_group_size=_ROW_GROUP)
-        _fsync(path)
-
     def _attached(self, name: str) -> Attachment:
         content = self._attachments[name]
         return Attachment(name, hashlib.sha256(content).hexdigest(), len(content))
@@ -402,9 +362,12 @@ def _lock(folder: Path) -> int:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(descriptor)
         raise StoreError(f"{folder}: another process is writing this store; wait for it to end") from error
+    except OSError:
+        # Some network file systems have no locks; the journal's checks still hold.
+        pass
     return descriptor
 
 

@@ -200,12 +200,26 @@ def _examined(todo: Iterator[SourceFile], rules: Rules) -> Iterator[list[Accepte
     n_workers = min(4, os.cpu_count() or 1)
     waiting: deque[Future[list[Accepted | BadFile]]] = deque()
     with ThreadPoolExecutor(n_workers) as pool:
-        while chunk := list(islice(todo, n_files)):
+        for chunk in _chunks(todo, n_files):
             waiting.append(pool.submit(_examine_all, chunk, rules))
             if len(waiting) > n_workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _chunks(todo: Iterator[SourceFile], n_files: int) -> Iterator[list[SourceFile]]:
+    """Files by the n, fewer where an archive's are large: they are in memory already."""
+    chunk: list[SourceFile] = []
+    n_bytes = 0
+    for file in todo:
+        chunk.append(file)
+        n_bytes += file.n_bytes
+        if len(chunk) == n_files or n_bytes > _CHUNK_BYTES:
+            yield chunk
+            chunk, n_bytes = [], 0
+    if chunk:
+        yield chunk
 
 
 def _examine_all(chunk: list[SourceFile], rules: Rules) -> list[Accepted | BadFile]:
