@@ -14,13 +14,13 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-    sync_folder(path.parent)
+    sync(path.parent)
     return path
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | Path) -> None:
+    """Flush a file's bytes, or the renames in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -31,6 +31,7 @@ from darkarc.data._manifest import (
 )
 from darkarc.data._row_journal import RowJournal
 from darkarc.data._store_reader import Store, file_sha256
+from darkarc.durable import sync
 
 _IDENTITY = "writer.json"
 _JOURNAL = "rows.journal"
@@ -163,10 +164,10 @@ class StoreWriter:
         self._close_shard()
         shards = self._finished_shards()
         self._journal.write_parquet(self.folder / SAMPLES)
-        _fsync(self.folder / SAMPLES)
+        sync(self.folder / SAMPLES)
         for name, content in self._attachments.items():
             (self.folder / name).write_bytes(content)
-            _fsync(self.folder / name)
+            sync(self.folder / name)
         _empty(
             self.folder, {SAMPLES, _IDENTITY, _JOURNAL, *self._attachments, *(item.file for item in shards)}
         )
@@ -184,10 +185,10 @@ class StoreWriter:
             files=tuple(self._attached(name) for name in sorted(self._attachments)),
         )
         (self.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        _fsync(self.folder / MANIFEST)
+        sync(self.folder / MANIFEST)
         (self.folder / _IDENTITY).unlink()
         (self.folder / _JOURNAL).unlink()
-        _fsync(self.folder)
+        sync(self.folder)
         self._move_into_place()
         self.close()
         return Store.open(self.path, verify=False)
@@ -210,7 +211,7 @@ class StoreWriter:
         if self.path.exists():
             self.path.rename(old)
         self.folder.rename(self.path)
-        _fsync(self.path.parent)
+        sync(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     # Images
@@ -305,7 +306,7 @@ class StoreWriter:
             with paths[-1].open("r+b") as file:
                 file.write(shard_header(counts[-1], self._shape, self._dtype.name))
         for path in paths:
-            _fsync(path)
+            sync(path)
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(file_sha256, paths))
         return tuple(
@@ -379,11 +380,3 @@ def _empty(folder: Path, kept: set[str]) -> None:
             shutil.rmtree(child)
         else:
             child.unlink()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,14 @@
 """A page of images with a title each, as PNG."""
 
+import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from darkarc.durable import write_file
 
 _COLUMNS = 6
 _CELL_INCHES = (2.1, 2.55)
@@ -40,13 +42,9 @@ def contact_sheet(images: Sequence[NDArray], titles: Sequence[str], path: Path, 
         axis.set_title(title, fontsize=7, fontfamily="DejaVu Sans")
         axis.set_xlabel(f"{low:.3g} … {high:.3g}", fontsize=6.5)
     figure.suptitle(heading, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("wb") as file:
-        canvas.print_png(file, metadata={"Software": None})
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    content = io.BytesIO()
+    canvas.print_png(content, metadata={"Software": None})
+    write_file(path, content.getvalue())
 
 
 def _stretched(image: NDArray) -> tuple[NDArray[np.float64], float, float]:

@@ -1,7 +1,6 @@
 """What `prepare` did, for people: prepare.json and a contact sheet of the worst images."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from darkarc.data.contact_sheet import contact_sheet
 from darkarc.data.quality import STATISTICS
 from darkarc.data.split import SPLITS
 from darkarc.data.store import Store
+from darkarc.durable import write_file
 
 REPORT_FILE = "prepare.json"
 SHEET_FILE = "outliers.png"
@@ -25,7 +25,6 @@ _OF_ONE_RULE = 4  # a thousand blank images must not hide the rest
 
 def write_reports(folder: Path, raw: Store, assessment: Assessment, config: Config) -> None:
     """Write prepare.json (counts) and outliers.png (the worst images); each is complete or absent."""
-    folder.mkdir(parents=True, exist_ok=True)
     worst = worst_samples(assessment)
     heading = (
         f"{raw.manifest.name}: the {len(worst)} most unusual of {len(raw)} images; "
@@ -34,12 +33,7 @@ def write_reports(folder: Path, raw: Store, assessment: Assessment, config: Conf
     titles = [_title(assessment, row) for row in worst]
     contact_sheet(list(raw.images(worst)), titles, folder / SHEET_FILE, heading=heading)
     text = json.dumps(summary(raw, assessment, config), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    aside = folder / f".{REPORT_FILE}.partial"
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(folder / REPORT_FILE)
+    write_file(folder / REPORT_FILE, text)
 
 
 def worst_samples(assessment: Assessment) -> NDArray[np.intp]:

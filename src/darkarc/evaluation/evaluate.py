@@ -13,6 +13,7 @@ import numpy as np
 
 from darkarc.config import TARGET_CLASS, Config
 from darkarc.data.store import Store
+from darkarc.durable import sync
 from darkarc.evaluation.alarms import leakage_warnings, target_warnings
 from darkarc.evaluation.binning import by_bin, mass_edges, tercile_edges
 from darkarc.evaluation.classes import ClassScores, class_standard_errors, score_classes
@@ -252,8 +253,7 @@ def _write(
 def _move_into_place(partial: Path, out: Path) -> None:
     for path in partial.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
     (out / METRICS_FILE).unlink(missing_ok=True)
     names = sorted(path.name for path in partial.iterdir() if path.name != METRICS_FILE)
     for name in [*names, METRICS_FILE]:

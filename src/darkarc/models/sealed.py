@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from darkarc.durable import sync, write_file
+
 MANIFEST = "manifest.json"
 
 
@@ -26,11 +28,11 @@ def write_sealed(folder: str | Path, files: Mapping[str, bytes]) -> Path:
     partial.mkdir()
     entries = {}
     for name, content in files.items():
-        _write_durably(partial / name, content)
+        write_file(partial / name, content)
         entries[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     manifest = json.dumps({"files": entries}, indent=2, sort_keys=True) + "\n"
-    _write_durably(partial / MANIFEST, manifest.encode())
-    _sync_folder(partial)
+    write_file(partial / MANIFEST, manifest.encode())
+    sync(partial)
     if folder.exists():
         # A non-empty folder cannot be renamed over: the old one steps aside for an instant.
         old = folder.with_name(f"{folder.name}.replaced")
@@ -40,7 +42,7 @@ def write_sealed(folder: str | Path, files: Mapping[str, bytes]) -> Path:
         shutil.rmtree(old)
     else:
         os.rename(partial, folder)
-    _sync_folder(folder.parent)
+    sync(folder.parent)
     return folder
 
 
@@ -72,18 +74,3 @@ def read_sealed(folder: str | Path) -> dict[str, bytes]:
             )
         contents[name] = content
     return contents
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from darkarc.durable import sync_folder
+from darkarc.durable import sync
 
 PROBABILITIES = ("p_axion", "p_cdm", "p_no_sub")
 QUANTILES = ("log10_mass_median", "log10_mass_q05", "q16", "q84", "q95")
@@ -134,12 +134,11 @@ def write_table(out: Path, rows: Iterator[Row]) -> None:
             _write_csv(aside, rows)
         else:
             _write_parquet(aside, rows)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(aside)
         os.replace(aside, out)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def _write_csv(path: Path, rows: Iterator[Row]) -> None:
