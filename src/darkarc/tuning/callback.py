@@ -18,7 +18,7 @@ KEPT_CHECKPOINTS = 3
 """Of a trial: the last, the one before (of a population's generation that is not complete), and one more."""
 
 
-class StudyCallback(LoggerCallback):  # type: ignore[misc]  # ray ships no types
+class StudyCallback(LoggerCallback):
     def __init__(
         self, study: Study, book: StudyBook, runs: TrialRuns, display: StudyDisplay, storage: str
     ) -> None:

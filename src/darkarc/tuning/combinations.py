@@ -6,7 +6,6 @@ from darkarc.config import SCHEDULABLE, Config
 from darkarc.tuning.space import grid
 from darkarc.tuning.study import Study
 
-
 LARGEST_GRID = 100_000
 
 
@@ -18,8 +17,8 @@ def refusals(study: Study, config: Config) -> list[str]:
 def _objectives(study: Study, config: Config) -> Iterator[str]:
     if study.algorithm.name == "nsga2" and len(study.objectives) != 2:
         yield (
-            "objectives: nsga2 weighs two objectives against each other, found one; add a second one, such as "
-            "million_parameters: min, or search with algorithm: tpe"
+            "objectives: nsga2 weighs two objectives against each other, found one; add a second one, such "
+            "as million_parameters: min, or search with algorithm: tpe"
         )
     if study.algorithm.name != "nsga2" and len(study.objectives) != 1:
         yield (
@@ -45,9 +44,9 @@ def _population(study: Study, config: Config) -> Iterator[str]:
     for key, dimension in study.space.items():
         if key not in SCHEDULABLE:
             yield (
-                f"space: {key}: {name} copies the weights of the best trials, and this parameter cannot change "
-                f"under them; search it with bayesian.yaml first and set the winner in params.yaml. Can "
-                f"mutate: {', '.join(SCHEDULABLE)}"
+                f"space: {key}: {name} copies the weights of the best trials, and this parameter cannot "
+                f"change under them; search it with bayesian.yaml first and set the winner in params.yaml. "
+                f"Can mutate: {', '.join(SCHEDULABLE)}"
             )
         if dimension.when:
             yield f"space: {key}: {name} mutates every parameter on its own; leave `when` away"
@@ -80,8 +79,8 @@ def _pruning(study: Study, config: Config) -> Iterator[str]:
         yield f"scheduler: {name} compares epochs, but budget.epochs is 1; raise it, or write scheduler: none"
     elif name in ("asha", "median") and study.scheduler.grace_epochs >= epochs:
         yield (
-            f"scheduler.grace_epochs: {study.scheduler.grace_epochs} leaves nothing of {epochs} epochs to stop; "
-            "make it smaller than budget.epochs"
+            f"scheduler.grace_epochs: {study.scheduler.grace_epochs} leaves nothing of {epochs} epochs to "
+            "stop; make it smaller than budget.epochs"
         )
     if study.report_epochs >= epochs > 1:
         yield (
@@ -90,13 +89,13 @@ def _pruning(study: Study, config: Config) -> Iterator[str]:
         )
     if name == "hyperband" and study.budget.seconds is not None:
         yield (
-            "budget.seconds: hyperband holds trials back until a whole rung is there, so that a time limit ends "
-            "most of them undecided; write scheduler: asha, or leave seconds away"
+            "budget.seconds: hyperband holds trials back until a whole rung is there, so that a time limit "
+            "ends most of them undecided; write scheduler: asha, or leave seconds away"
         )
     if study.algorithm.name == "cmaes":
         yield (
-            f"scheduler: {name} stops trials, and cmaes learns only from finished ones; write scheduler: none, "
-            "or algorithm: tpe"
+            f"scheduler: {name} stops trials, and cmaes learns only from finished ones; write scheduler: "
+            "none, or algorithm: tpe"
         )
     if any(metric in ("million_parameters", "train_seconds") for metric in study.objectives):
         yield f"scheduler: {name} cannot compare trials by a cost early; write scheduler: none"
@@ -118,7 +117,10 @@ def _grid(study: Study, config: Config) -> Iterator[str]:
             break
     if size != study.budget.trials:
         shown = f"more than {LARGEST_GRID}" if size > LARGEST_GRID else str(size)
-        yield f"budget.trials: the grid has {shown} points, but {study.budget.trials} trials are asked for; make them equal"
+        yield (
+            f"budget.trials: the grid has {shown} points, but {study.budget.trials} trials are asked for; "
+            "make them equal"
+        )
 
 
 def _numbers_only(study: Study, config: Config) -> Iterator[str]:

@@ -53,7 +53,8 @@ class SearchView(Store):
                 for name, group in zip(split, groups, strict=True)
             ]
         )
-        column = pa.array(np.where(seen, split, None).tolist(), pa.string())
+        visible = [name if kept else None for name, kept in zip(split, seen, strict=True)]
+        column = pa.array(visible, pa.string())
         return table.set_column(table.column_names.index("split"), "split", column)
 
     @cached_property

@@ -89,7 +89,7 @@ class StudyDisplay:
         elapsed = time.monotonic() - self._began
         trials, budget = self._book.trials.values(), self._study.budget
         done = sum(trial.epochs for trial in trials) - self._epochs_before
-        left = sum(budget.epochs - t.epochs for t in trials if not t.state)
+        left: float = sum(budget.epochs - t.epochs for t in trials if not t.state)
         left += (budget.trials - len(trials)) * self._mean_length()
         if done <= 0:
             return "time left: not known yet"

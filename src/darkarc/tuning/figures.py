@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 def draw_figures(study: Study, book: StudyBook, folder: Path) -> list[Path]:
-    """PNG files in `folder`. What cannot be drawn (importances of two trials) is left out, with a line in the log."""
+    """PNG files in `folder`. What cannot be drawn (importances of two trials) is left out and logged."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,13 +36,11 @@ def draw_figures(study: Study, book: StudyBook, folder: Path) -> list[Path]:
         wanted["curves"] = lambda: plots.plot_intermediate_values(finished)
     for index, name in enumerate(study.objectives):
         suffix = f"_{name}" if len(study.objectives) > 1 else ""
-        target = _objective(index) if len(study.objectives) > 1 else None
-        wanted[f"importances{suffix}"] = lambda t=target, n=name: plots.plot_param_importances(
-            finished, target=t, target_name=n
-        )
-        wanted[f"parallel_coordinates{suffix}"] = lambda t=target, n=name: plots.plot_parallel_coordinate(
-            finished, target=t, target_name=n
-        )
+        of: dict[str, Any] = {"target_name": name}
+        if len(study.objectives) > 1:
+            of["target"] = _objective(index)
+        wanted[f"importances{suffix}"] = partial(plots.plot_param_importances, finished, **of)
+        wanted[f"parallel_coordinates{suffix}"] = partial(plots.plot_parallel_coordinate, finished, **of)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for label, draw in wanted.items():

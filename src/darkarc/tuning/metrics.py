@@ -37,7 +37,7 @@ def calibration_error(regressor: Regressor, prepared: Store, *, batch_size: int 
     """Mean distance between the coverage of central intervals and their level, on the validation split.
 
     Of the first target. The posterior's cdf at the truth is uniform on [0, 1] where the posterior is
-    calibrated (Gneiting, Balabdaoui & Raftery 2007), so that |2 cdf - 1| <= level occurs at a rate of `level`.
+    calibrated (Gneiting, Balabdaoui & Raftery 2007): |2 cdf - 1| <= level then occurs at a rate of `level`.
     """
     target = next(iter(regressor.targets))
     table = prepared.samples

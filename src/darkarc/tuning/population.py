@@ -11,6 +11,7 @@ where the space is; PBT (Jaderberg et al., arXiv:1711.09846) the values themselv
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def population_scheduler(study: Study, book: "StudyBook") -> Any:
 
 
 def _generations(base: type) -> type:
-    class Generations(base):  # type: ignore[misc]  # ray ships no types
+    class Generations(base):
         def remember(self, study: Study, book: "StudyBook") -> None:
             self._study = study
             self._book = book
@@ -118,7 +119,9 @@ def _generations(base: type) -> type:
                 return TrialScheduler.CONTINUE  # nothing is left to train after an exchange
             for lost in self._gone:
                 self._trial_state[lost].last_train_time = self._next_perturbation_sync
-            with _stream(self._study.seed, epoch):
+            with _stream(self._study.seed, epoch), warnings.catch_warnings():
+                # PB2's Gaussian process tells of bounds that nobody here has set.
+                warnings.simplefilter("ignore")
                 return super().on_trial_result(tune_controller, trial, result)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -155,8 +158,8 @@ def _generations(base: type) -> type:
 
 
 def observations(study: Study, book: "StudyBook", before: int) -> Any:
-    """PB2's table of what was seen before an epoch: (Trial, Time, coordinates, Reward), exchanges included."""
-    import pandas as pd
+    """PB2's table of what was seen before an epoch: Trial, Time, coordinates, Reward; exchanges included."""
+    import pandas as pd  # type: ignore[import-untyped]  # its types are a package of their own
 
     ((metric, mode),) = study.objectives.items()
     sign = -1.0 if mode == "min" else 1.0

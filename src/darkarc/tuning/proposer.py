@@ -9,11 +9,11 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from darkarc.config import Config
 from darkarc.tuning.book import FAILED, FINISHED, TrialRecord
-from darkarc.tuning.space import Assignment, Dimension, grid, in_order
+from darkarc.tuning.space import Assignment, Dimension, Value, grid, in_order
 from darkarc.tuning.study import Study, starting_point
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _ask(study: Study, trial: "optuna.Trial") -> Assignment:
         if not dimension.holds(assignment):
             continue
         if dimension.choice is not None:
-            assignment[key] = trial.suggest_categorical(key, dimension.choice)
+            assignment[key] = cast(Value, trial.suggest_categorical(key, dimension.choice))
             continue
         low, high = dimension.bounds
         if dimension.is_integer:
@@ -174,7 +174,15 @@ def _cmaes(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
 def _nsga2(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
     from optuna.samplers import NSGAIISampler
 
-    return NSGAIISampler(population_size=study.algorithm.population, seed=seed)
+    class InOrder(NSGAIISampler):
+        """Optuna gives parents in another order when it has just chosen them than ever after."""
+
+        def get_parent_population(
+            self, study: "optuna.Study", generation: int
+        ) -> list["optuna.trial.FrozenTrial"]:
+            return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
+
+    return InOrder(population_size=study.algorithm.population, seed=seed)
 
 
 SAMPLERS: dict[str, Callable[[Study, int], "optuna.samplers.BaseSampler"]] = {

@@ -147,7 +147,7 @@ def _clear_the_way(folder: Path, resume: bool) -> None:
         return
     if '"kind":"over"' not in book.read_text(encoding="utf-8", errors="replace"):
         raise StudyError(
-            f"{folder}: this study was interrupted; go on with `--resume`, or remove that folder to start anew"
+            f"{folder}: this study was interrupted; go on with `--resume`, or remove the folder to start anew"
         )
     shutil.rmtree(folder)
     folder.mkdir(parents=True)

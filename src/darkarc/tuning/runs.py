@@ -81,7 +81,7 @@ class TrialRuns:
         best = best_trial(self._study, self._book)
         return spent | ({f"best_{name}": best.last[name] for name in self._study.objectives} if best else {})
 
-    def _attempt(self, action: Callable[[], None]) -> bool:
+    def _attempt(self, action: Callable[[], object]) -> bool:
         if time.monotonic() < self._retry_at:
             return False
         try:
@@ -180,7 +180,9 @@ class TrialRuns:
 
     def _mutated(self, record: TrialRecord, epoch: int) -> dict[str, float]:
         """Of a population: the parameters that an epoch was trained with, a choice by its place."""
-        values = next((s["values"] for s in reversed(record.schedule) if s["epoch"] < epoch), {})
+        values: dict[str, Any] = next(
+            (s["values"] for s in reversed(record.schedule) if s["epoch"] < epoch), {}
+        )
         return {
             f"cfg.{key}": float(choice.index(value) if (choice := self._study.space[key].choice) else value)
             for key, value in values.items()

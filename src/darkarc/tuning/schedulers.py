@@ -46,7 +46,7 @@ def _hyperband(study: Study, book: StudyBook) -> Any:
 def _median(study: Study, book: StudyBook) -> Any:
     from ray.tune.schedulers import MedianStoppingRule
 
-    class Median(MedianStoppingRule):  # type: ignore[misc]  # ray ships no types
+    class Median(MedianStoppingRule):
         """Compares with trials of earlier sessions too."""
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

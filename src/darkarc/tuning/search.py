@@ -13,7 +13,7 @@ from darkarc.tuning.proposer import Proposer
 from darkarc.tuning.study import Study
 
 
-class StudySearch(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
+class StudySearch(SearchAlgorithm):
     """Hands out the trials of a study: those that a kill interrupted, then new ones.
 
     Not a `ray.tune.search.Searcher`: trials keep their identity over sessions, and PBT accepts it.

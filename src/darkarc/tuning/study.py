@@ -171,8 +171,9 @@ def _wrong_keys(study: Study, config: Config) -> list[str]:
             problems.append(f"space: {key}: cannot be searched; budget.epochs is the length of every trial")
         elif key.partition(".")[0] not in SEARCHED_SECTIONS:
             problems.append(
-                f"space: {key}: a search trains on one prepared store, so only {' and '.join(SEARCHED_SECTIONS)} "
-                "can vary; change this key in params.yaml and run the stages before `tune` again"
+                f"space: {key}: a search trains on one prepared store, so only "
+                f"{' and '.join(SEARCHED_SECTIONS)} can vary; change this key in params.yaml and run the "
+                "stages before `tune` again"
             )
     return list(dict.fromkeys(problems))
 

@@ -44,7 +44,7 @@ def make_trainable(settings: TrialSettings) -> Trainable:
 
 
 def trial_config(config: Config, study: Study, assignment: Assignment) -> Config:
-    """The configuration that a trial trains: the study's budget, its device, one page cache for all trials."""
+    """The configuration that a trial trains: the study's budget and device, one page cache for all."""
     on_gpu = study.resources.gpus > 0
     fixed = {
         "train.epochs": study.budget.epochs,

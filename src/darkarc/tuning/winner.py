@@ -60,7 +60,8 @@ def winner_document(config: Config, study: Study, book: StudyBook) -> dict[str, 
         raise StudyError(
             f"study {study.name}: no trial has a result; " + ("; ".join(reasons[:3]) or "none ran")
         )
-    parameters, searched = dict(winner.assignment), list(winner.assignment)
+    parameters: dict[str, Any] = dict(winner.assignment)
+    searched = list(parameters)
     if study.is_population:
         # Of interest is what happens while it trains, and it is exact only over the same number of epochs.
         first, *changes = winner.schedule

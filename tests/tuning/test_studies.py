@@ -1,0 +1,157 @@
+"""Every algorithm and every scheduler runs a real study: real training, Ray's workers, MLflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darkarc.config import Config
+from darkarc.data.store import Store
+from darkarc.tuning import StudyError, StudyResult, parse_study, run_study
+
+Tree = Callable[..., dict[str, Any]]
+TWO = {"val_calibration": "min", "million_parameters": "min"}
+CHOICES = {"train.dihedral": {"choice": ["none", "flips"]}, "model.dropout": {"choice": [0.0, 0.2]}}
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "random": {},
+    "grid": {"algorithm": "grid", "space": CHOICES, "budget": {"trials": 4, "epochs": 1}},
+    "tpe": {"algorithm": {"name": "tpe", "startup_trials": 2}, "points": [{"train.learning_rate": 1e-2}]},
+    "gp": {"algorithm": {"name": "gp", "startup_trials": 2}},
+    "cmaes": {"algorithm": {"name": "cmaes", "startup_trials": 1}},
+    "nsga2": {
+        "algorithm": {"name": "nsga2", "population": 2},
+        "objectives": TWO,
+        "space": {"model.width": {"uniform": [0.3, 0.6]}, "model.dropout": {"uniform": [0, 0.3]}},
+    },
+    "asha": {"scheduler": {"name": "asha", "reduction": 2}, "budget": {"trials": 4, "epochs": 4}},
+    "hyperband": {"scheduler": {"name": "hyperband", "reduction": 2}, "budget": {"trials": 4, "epochs": 3}},
+    "median": {"scheduler": {"name": "median", "samples": 1}, "budget": {"trials": 4, "epochs": 3}},
+    "tpe with hyperband": {
+        "algorithm": {"name": "tpe", "startup_trials": 2},
+        "scheduler": {"name": "hyperband", "reduction": 2},
+        "budget": {"trials": 5, "epochs": 3},
+    },
+    "pbt": {"scheduler": "pbt", "budget": {"trials": 4, "epochs": 3}},
+    "pb2": {"scheduler": "pb2", "budget": {"trials": 4, "epochs": 4}},
+}
+
+
+def run(tree: dict[str, Any], config: Config, prepared: Store, work: Path) -> StudyResult:
+    return run_study(config, parse_study(tree, config), prepared, work=work, progress=False)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs(
+    name: str,
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    ray_here: None,
+) -> None:
+    from mlflow import MlflowClient
+
+    tree = study_tree(**STUDIES[name])
+    result = run(tree, tiny_config, prepared, tmp_path)
+    n = tree["budget"]["trials"]
+    assert result.finished + result.pruned == n and result.failed == 0
+    assert result.finished >= 1
+    if tree.get("scheduler", "none") in ("none", "pbt", "pb2"):
+        assert result.finished == n
+        assert result.epochs >= n * tree["budget"]["epochs"]
+    client = MlflowClient(tracked)
+    assert result.run_id is not None
+    parent = client.get_run(result.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["study_epochs"] == result.epochs
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'", max_results=100
+    )
+    assert sorted(int(child.data.tags["darkarc.trial"]) for child in children) == list(range(n))
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert all(child.data.tags["darkarc.reason"] for child in children)
+    assert {"val_mae_dex", "val_loss", "train_seconds"} <= children[0].data.metrics.keys()
+    best = min if name != "nsga2" else None
+    if best is not None:
+        winner = result.document["trial"]
+        (own,) = [child for child in children if child.data.tags["darkarc.trial"] == str(winner)]
+        assert own.data.metrics["val_mae_dex"] == result.document["objectives"]["val_mae_dex"]
+    figures = {Path(file.path).name for file in client.list_artifacts(result.run_id, "figures")}
+    assert "parallel_coordinates" in " ".join(figures)
+    assert ("pareto_front.png" if name == "nsga2" else "history.png") in figures
+
+
+def test_a_population_s_schedule_is_replayed_to_the_bit(
+    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str, ray_here: None
+) -> None:
+    """What the winner of PBT measured, `train` measures again from its file alone."""
+    import torch
+
+    from darkarc.tracking import NullTracker
+    from darkarc.training import train
+    from darkarc.tuning import apply_winner, write_winner
+
+    tree = study_tree(scheduler={"name": "pbt", "quantile": 0.5}, budget={"trials": 4, "epochs": 4}, seed=1)
+    result = run(tree, tiny_config, prepared, tmp_path / "work")
+    write_winner(result.document, tmp_path / "winner.yaml")
+    config = apply_winner(tiny_config, tmp_path / "winner.yaml")
+    assert config.train.schedule, (
+        "with half of the population replaced at each exchange the winner has mutated"
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        replayed = train(config, prepared, workdir=tmp_path / "train", tracker=NullTracker(), progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(replayed.history) == 4
+    assert replayed.history[-1]["val_mae_dex"] == result.document["objectives"]["val_mae_dex"]
+
+
+def test_the_same_seed_gives_the_same_winner_at_any_concurrency(
+    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str, ray_here: None
+) -> None:
+    one = run(study_tree(concurrent=1), tiny_config, prepared, tmp_path / "one")
+    two = run(study_tree(concurrent=2), tiny_config, prepared, tmp_path / "two")
+    assert one.document == two.document
+
+
+def test_a_trial_that_diverges_fails_alone(
+    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str, ray_here: None
+) -> None:
+    from mlflow import MlflowClient
+
+    space = {"train.learning_rate": {"choice": [1e-2, 1e30]}, "train.gradient_clip": {"choice": [0.0, 1e-6]}}
+    tree = study_tree(space=space, algorithm="grid", budget={"trials": 4, "epochs": 2})
+    result = run(tree, tiny_config, prepared, tmp_path)
+    assert result.failed >= 1 and result.finished >= 1
+    assert result.document["parameters"]["train"]["learning_rate"] == 1e-2
+    runs = MlflowClient(tracked).search_runs(["1"], "attributes.status = 'FAILED'")
+    assert len(runs) == result.failed
+    assert "lower train.learning_rate" in runs[0].data.tags["darkarc.reason"]
+
+
+def test_a_finished_study_is_not_run_again_unless_asked(
+    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str, ray_here: None
+) -> None:
+    study = parse_study(study_tree(budget={"trials": 2, "epochs": 1}), tiny_config)
+    first = run_study(tiny_config, study, prepared, work=tmp_path, progress=False)
+    again = run_study(tiny_config, study, prepared, work=tmp_path, resume=True, progress=False)
+    assert again == first
+    anew = run_study(tiny_config, study, prepared, work=tmp_path, progress=False)
+    assert anew.run_id != first.run_id and anew.document == first.document
+
+
+def test_a_trial_that_wants_more_cores_than_there_are_is_refused(
+    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str
+) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("Ray runs already")
+    study = parse_study(study_tree(resources={"cpus": 4096}), tiny_config)
+    with pytest.raises(StudyError, match="this machine has"):
+        run_study(tiny_config, study, prepared, work=tmp_path, progress=False)
