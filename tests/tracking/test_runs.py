@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,18 @@ import pytest
 
 from darkarc import config
 from darkarc.data.store import Store
-from darkarc.tracking import NullTracker, Tracker, TrackingError, open_client, replay, start_run
+from darkarc.tracking import (
+    NullTracker,
+    RunRecord,
+    Tracker,
+    TrackingError,
+    find_run,
+    open_client,
+    read_run,
+    replay,
+    start_run,
+    write_run,
+)
 from darkarc.tracking._sender import Sender, batches
 from darkarc.tracking.journal import Journal, Record
 
@@ -324,7 +336,7 @@ def test_system_metrics_are_sampled_and_go_on_counting(project: Path, monkeypatc
     ) as tracker:
         _wait_for_samples(tracker._journal, 2)
     both = _curve(tracker.run_id, "system/cpu_utilization_percentage")
-    assert [step for step, _ in both] == list(range(len(both)))
+    assert [step for step, _ in both] == list(range(1, len(both) + 1))
     assert len(both) >= len(first) + 2 >= 5
 
 
@@ -392,3 +404,32 @@ def test_trackers_have_one_interface(project: Path, settings: config.Config, tmp
         use(tracker)
     run = _run(tracker.run_id)
     assert (run.data.params["a"], run.data.tags["b"], run.data.metrics["loss"]) == ("1", "2", 1.0)
+
+
+def test_what_a_dead_server_missed_is_sent_by_the_next_run(
+    project: Path, settings: config.Config, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    with start_run(settings, name="train", journal=JOURNAL) as missed:
+        missed.log_metrics({"loss": 1.0}, 1)
+    shutil.rmtree("work")  # as a stage does when its own files are written
+    write_run(Path("run.json"), RunRecord(missed.run_id, missed.experiment_id, "d" * 64, missed.token))
+    assert read_run(Path("run.json")).run_id is None
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with start_run(settings, name="train", journal=JOURNAL):
+        pass
+    found = find_run(missed.token)
+    assert found is not None
+    assert (_run(found[0]).info.status, _curve(found[0], "loss")) == ("FINISHED", [(1, 1.0)])
+    assert not list(Path(".darkarc/unsent").iterdir())
+    record = read_run(Path("run.json"))
+    assert (record.run_id, record.experiment_id) == found
+
+
+def test_a_damaged_or_missing_run_file_is_named(project: Path):
+    with pytest.raises(TrackingError, match=r"run\.json: not there; run `darkarc train`"):
+        read_run(Path("run.json"))
+    Path("run.json").write_text('{"run": 1}')
+    with pytest.raises(TrackingError, match=r"run\.json: damaged"):
+        read_run(Path("run.json"))

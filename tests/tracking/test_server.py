@@ -1,23 +1,27 @@
 """A tracking server on the loopback that goes away during a run and comes back."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from darkarc import config
-from darkarc.tracking import open_client, start_run
+from darkarc.tracking import TrackingError, open_client, start_run
 from darkarc.tracking.registration import register_onnx
 from darkarc.tracking.registry import download_model
+from darkarc.tracking.ui import ui_command, ui_environment
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +46,12 @@ def _server(folder: Path, port: int, log: Path) -> Iterator[None]:
         process.wait()
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _wait_until_it_answers(port: int, process: subprocess.Popen, log: Path) -> None:
     for _ in range(600):
         try:
@@ -57,9 +67,7 @@ def _wait_until_it_answers(port: int, process: subprocess.Popen, log: Path) -> N
 def test_training_outlives_its_server(
     project: Path, tmp_path: Path, make_onnx: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     log = tmp_path / "server.log"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     settings = config.parse({"tracking": {"system_metrics": False, "patience_s": 60}})
@@ -90,3 +98,39 @@ def test_training_outlives_its_server(
         example = np.ones((1, 1, 8, 8), np.float32)
         version = register_onnx(path, name="axion", run_id=run_id, input_example=example)
         assert download_model(version.uri).read_bytes() == path.read_bytes()
+
+
+def test_the_ui_answers_to_its_own_name_only(project: Path, tmp_path: Path):
+    port = _free_port()
+    log = tmp_path / "ui.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ui_command(port), env=ui_environment(), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        _wait_until_it_answers(port, process, log)
+        address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        with urllib.request.urlopen(address) as answer:
+            assert json.load(answer)["experiments"]
+        stranger = urllib.request.Request(address, headers={"Host": "example.org"})
+        with pytest.raises(urllib.error.HTTPError) as refusal, urllib.request.urlopen(stranger):
+            pass
+        assert refusal.value.code == 403
+        refusal.value.close()
+        listening = {
+            connection.laddr.ip
+            for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for connection in child.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_runs_on_a_server_have_their_ui_there(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://someone:secret@mlflow.example.org")
+    with pytest.raises(TrackingError, match=r"kept by mlflow\.example\.org") as refusal:
+        ui_command()
+    assert "secret" not in str(refusal.value)

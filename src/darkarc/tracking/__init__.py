@@ -10,8 +10,9 @@ from darkarc.tracking.lineage import git_commit, lineage_tags  # noqa: E402
 from darkarc.tracking.location import open_client, project_root, tracking_uri  # noqa: E402
 from darkarc.tracking.run_file import RunRecord, read_run, write_run  # noqa: E402
 from darkarc.tracking.run_tracker import RunTracker  # noqa: E402
-from darkarc.tracking.runs import replay, start_run  # noqa: E402
+from darkarc.tracking.runs import find_run, replay, send_unsent, start_run  # noqa: E402
 from darkarc.tracking.tracker import NullTracker, Tracker  # noqa: E402
+from darkarc.tracking.ui import serve_ui  # noqa: E402
 
 __all__ = [
     "Journal",
@@ -22,12 +23,15 @@ __all__ = [
     "RunTracker",
     "Tracker",
     "TrackingError",
+    "find_run",
     "git_commit",
     "lineage_tags",
     "open_client",
     "project_root",
     "read_run",
     "replay",
+    "send_unsent",
+    "serve_ui",
     "start_run",
     "tracking_uri",
     "write_run",

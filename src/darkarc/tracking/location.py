@@ -15,6 +15,9 @@ from darkarc.tracking.errors import TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""The UI then shows training runs and models first, not conversations with language models."""
+
 _SQLITE = "sqlite:///"
 
 
@@ -101,7 +104,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     found: Any = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_location(uri))
+            return client.create_experiment(name, artifact_location(uri), tags=EXPERIMENT_TAGS)
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -33,6 +33,11 @@ class RunTracker:
         return self._journal.run_id
 
     @property
+    def token(self) -> str:
+        """Names the run even before the store has given it an id; a tag of the run."""
+        return str(self._journal.run["token"])
+
+    @property
     def experiment_id(self) -> str | None:
         """Id of the run's experiment; None while the store does not answer."""
         if self.run_id is None:
@@ -111,17 +116,10 @@ class RunTracker:
         except Exception as error:
             _logger.warning("%s: run %s could not be ended: %s", self.tracking_uri, before, error)
 
-    def end_run(self, status: str, patience_s: float) -> None:
+    def end_run(self, status: str, patience_s: float) -> bool:
+        """Give the run its status; whether everything has reached the store."""
         self._journal.append("status", {"status": status}, sync=True)
-        if not self._sender.send(patience_s=patience_s):
-            _logger.warning(
-                "%s does not answer: %d records of this run wait in %s. Send them with "
-                'darkarc.tracking.replay("%s"), or run the same command again.',
-                self.tracking_uri,
-                len(self._journal.pending),
-                self._journal.path,
-                self._journal.path,
-            )
+        return self._sender.send(patience_s=patience_s)
 
     def next_system_step(self) -> int:
         """Samples of the machine go on counting where another stage of the same run stopped."""
@@ -132,7 +130,7 @@ class RunTracker:
                     str(self.run_id), "system/cpu_utilization_percentage"
                 )
                 last = max((point.step for point in history), default=None)
-        return 0 if last is None else last + 1
+        return 1 if last is None else last + 1
 
 
 def _key(name: str) -> str:

@@ -13,10 +13,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from darkarc.config import Config
+from darkarc.durable import write_file
+from darkarc.tracking._sender import TOKEN_TAG
 from darkarc.tracking.errors import JournalError, TrackingError
 from darkarc.tracking.journal import Journal
 from darkarc.tracking.lineage import lineage_tags
-from darkarc.tracking.location import tracking_uri
+from darkarc.tracking.location import open_client, project_root, tracking_uri
 from darkarc.tracking.run_tracker import RunTracker, tag_values
 from darkarc.tracking.system_metrics import SystemMetrics
 
@@ -60,7 +62,8 @@ def start_run(
     uri = tracking_uri()
     # Taken out of the environment: else every worker process would take this run for its own.
     inherited = os.environ.pop(RUN_VARIABLE, None)
-    held = _open_journal(Path(journal), uri, run_id)
+    send_unsent()
+    held = _open_journal(Path(journal), run_id)
     status = "FAILED"
     machine: SystemMetrics | None = None
     try:
@@ -87,7 +90,8 @@ def start_run(
         finally:
             if machine is not None:
                 machine.stop()
-            tracker.end_run(status, config.tracking.patience_s)
+            if not tracker.end_run(status, config.tracking.patience_s):
+                _keep_unsent(held)
     finally:
         held.close()
 
@@ -121,26 +125,66 @@ def replay(journal: str | Path, *, patience_s: float = 30.0) -> int:
         held.close()
 
 
-def _open_journal(path: Path, uri: str, run_id: str | None) -> Journal:
+def send_unsent() -> None:
+    """Send the journals that earlier runs left behind because the store did not answer."""
+    for journal in sorted(_unsent_folder().glob("*.jsonl")):
+        try:
+            replay(journal, patience_s=0.0)
+        except JournalError as error:
+            _logger.warning("%s", error)
+            continue
+        except TrackingError:
+            return  # the store is still away
+        journal.unlink()
+        journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+
+
+def find_run(token: str) -> tuple[str, str] | None:
+    """Id and experiment id of the run whose journal has this token; None if no store knows it."""
+    try:
+        client = open_client()
+        experiments = [item.experiment_id for item in client.search_experiments()]
+        found = client.search_runs(experiments, f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
+    except Exception as error:
+        _logger.warning("%s: cannot look for the run: %s", tracking_uri(create=False), error)
+        return None
+    return (found[0].info.run_id, found[0].info.experiment_id) if found else None
+
+
+def _unsent_folder() -> Path:
+    return project_root() / ".darkarc" / "unsent"
+
+
+def _keep_unsent(journal: Journal) -> None:
+    """A copy out of the way: who owns the journal may remove it when its own work is done."""
+    kept = _unsent_folder() / f"{journal.run['token']}.jsonl"
+    try:
+        write_file(kept, journal.path.read_bytes())
+    except OSError as error:
+        kept = journal.path
+        _logger.warning("cannot copy the journal: %s", error)
+    _logger.warning(
+        "the tracking store does not answer: %d records of this run wait in %s. The next run of the project "
+        'sends them, and so does darkarc.tracking.replay("%s").',
+        len(journal.pending),
+        kept,
+        kept,
+    )
+
+
+def _open_journal(path: Path, run_id: str | None) -> Journal:
     """The journal, empty if what it held belongs to another run than the one asked for."""
-    for unsent in sorted(path.parent.glob(f"{path.name}.*.unsent")):
-        with contextlib.suppress(TrackingError):
-            replay(unsent, patience_s=0.0)
-            unsent.unlink()
-            unsent.with_name(unsent.name + ".lock").unlink(missing_ok=True)
     journal = Journal(path)
     if run_id is None or not journal.run or journal.run_id == run_id:
         return journal
     journal.close()
     try:
         replay(path, patience_s=0.0)
-        path.unlink()
     except JournalError:
         raise
-    except TrackingError as error:
-        aside = path.with_name(f"{path.name}.{journal.run['token'][:8]}.unsent")
-        path.rename(aside)
-        _logger.warning("%s; kept as %s and sent with the next run", error, aside)
+    except TrackingError:
+        _keep_unsent(journal)
+    path.unlink()
     return Journal(path)
 
 

@@ -42,8 +42,8 @@ def train_stage(
         save_regressor(result.regressor, out)
         write_file(history, _table(result.history))
         tracker.log_artifact(history)
-        record = RunRecord(tracker.run_id, tracker.experiment_id, result.digest)
-    write_run(run_file, record)
+    # After its end: a server that came back only then has given the run its id.
+    write_run(run_file, RunRecord(tracker.run_id, tracker.experiment_id, result.digest, tracker.token))
     shutil.rmtree(folder)
     return result
 
