@@ -152,6 +152,9 @@ class TrainConfig(Section):
         0.02, gt=0, description="width of the soft histogram target, in units of the target"
     )
     class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of a training step; auto: bfloat16 where the hardware has it"
+    )
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     dihedral: Literal["none", "flips", "full"] = Field(
         "flips",

@@ -139,9 +139,11 @@ class Regressor(nn.Module):
 
     def head_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, H, W) -> the heads' numbers (B, T, n_outputs) and class logits (B, 3), for the losses."""
-        features = self.dropout(self.backbone(self.standardise(images)))
-        outputs = self.target_layer(features).unflatten(1, (len(self.grids), self.n_outputs))
-        return outputs.float(), self.class_layer(features).float()
+        features = self.dropout(self.backbone(self.standardise(images)).float())
+        # Outside of autocast: a density needs more than the two digits of bfloat16.
+        with torch.autocast(images.device.type, enabled=False):
+            outputs = self.target_layer(features).unflatten(1, (len(self.grids), self.n_outputs))
+            return outputs, self.class_layer(features)
 
     def forward(self, images: Tensor) -> Prediction:
         return self.summarise(*self.head_outputs(images))

@@ -128,7 +128,7 @@ def _fit(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             torch.manual_seed(_step_seed(seed, state.step))  # dropout knows no history
-            with autocast(device):
+            with autocast(device, settings.precision):
                 loss = objective(regressor, batch, settings)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

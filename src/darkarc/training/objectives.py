@@ -49,8 +49,7 @@ def validate(regressor: Regressor, source: ImageSource, train: TrainConfig) -> d
     class_sums = torch.zeros(2, dtype=torch.float64, device=source.device)
     for indices in torch.arange(len(source), device=source.device).split(VALIDATION_BATCH):
         batch = source.batch(indices)
-        with autocast(source.device):
-            outputs, class_logits = regressor.head_outputs(batch.images)
+        outputs, class_logits = regressor.head_outputs(batch.images)
         prediction = regressor.summarise(outputs, class_logits)
         sums[0] += target_losses(regressor, outputs, batch.truth, train.label_sigma_dex).double().sum(dim=0)
         error = torch.where(known[indices], (prediction.median - batch.truth).abs(), 0.0)
@@ -65,6 +64,14 @@ def validate(regressor: Regressor, source: ImageSource, train: TrainConfig) -> d
     return metrics | {"val_class_accuracy": accuracy}
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU; float32 on the CPU, where the bits are promised."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The arithmetic of a training step; validation and answers are always float32."""
+    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
