@@ -433,3 +433,15 @@ def test_a_damaged_or_missing_run_file_is_named(project: Path):
     Path("run.json").write_text('{"run": 1}')
     with pytest.raises(TrackingError, match=r"run\.json: damaged"):
         read_run(Path("run.json"))
+
+
+def test_no_message_shows_a_password(
+    project: Path, settings: config.Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    with start_run(settings, name="train", journal=JOURNAL):
+        pass
+    with pytest.raises(TrackingError, match="does not take the records") as refusal:
+        replay(JOURNAL, patience_s=0)
+    assert "127.0.0.1:9" in caplog.text
+    assert "secret" not in caplog.text + str(refusal.value)

@@ -12,7 +12,7 @@ from darkarc.tracking.run_file import RunRecord, read_run, write_run  # noqa: E4
 from darkarc.tracking.run_tracker import RunTracker  # noqa: E402
 from darkarc.tracking.runs import find_run, replay, send_unsent, start_run  # noqa: E402
 from darkarc.tracking.tracker import NullTracker, Tracker  # noqa: E402
-from darkarc.tracking.ui import serve_ui  # noqa: E402
+from darkarc.tracking.ui import serve_ui, ui_address  # noqa: E402
 
 __all__ = [
     "Journal",
@@ -34,5 +34,6 @@ __all__ = [
     "serve_ui",
     "start_run",
     "tracking_uri",
+    "ui_address",
     "write_run",
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from darkarc.tracking import _deliveries
 from darkarc.tracking.errors import TrackingError
 from darkarc.tracking.journal import Journal, Record
-from darkarc.tracking.location import experiment_id, open_client
+from darkarc.tracking.location import experiment_id, open_client, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +63,7 @@ class Sender:
             raise
         except Exception as error:
             if is_final(error):
-                raise TrackingError(f"{self._uri}: {error}") from error
+                raise TrackingError(f"{shown(self._uri)}: {self._without_password(error)}") from error
             self._wait_before_next_try(error)
 
     def run_is_usable(self, run_id: str) -> bool:
@@ -106,7 +106,7 @@ class Sender:
             self._wait_before_next_try(error)
             return False
         if self._told:
-            _logger.warning("%s answers again; everything recorded meanwhile has been sent", self._uri)
+            _logger.warning("%s answers again; what was recorded meanwhile has been sent", shown(self._uri))
         self._told, self._pause_s, self._retry_at = False, FIRST_PAUSE_S, 0.0
         return True
 
@@ -146,8 +146,11 @@ class Sender:
                 for record in batch:
                     self._deliver([record])
                 return
-            _logger.warning("%s refuses to record %s: %s", self._uri, batch[0].kind, error)
+            _logger.warning("%s refuses to record %s: %s", shown(self._uri), batch[0].kind, error)
         self._journal.acknowledge(last, run_id)
+
+    def _without_password(self, text: object) -> str:
+        return str(text).replace(self._uri, shown(self._uri))
 
     def _wait_before_next_try(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + self._pause_s
@@ -157,8 +160,8 @@ class Sender:
             _logger.warning(
                 "the tracking store %s does not take records (%s). The run goes on; everything is kept in %s "
                 "and sent when the store answers.",
-                self._uri,
-                _first_line(error),
+                shown(self._uri),
+                self._without_password(_first_line(error)),
                 self._journal.path,
             )
 

@@ -58,6 +58,12 @@ def tracking_uri(*, create: bool = True) -> str:
     return uri
 
 
+def shown(uri: str) -> str:
+    """The URI for messages and logs: without the user name and password that it may carry."""
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else uri
+
+
 def sqlite_path(uri: str) -> Path:
     """File of an `sqlite:///` URI, absolute."""
     path = uri.removeprefix(_SQLITE)
@@ -111,7 +117,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
                 raise
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"tracking.experiment: {name!r} is deleted in {uri}; restore it with "
+            f"tracking.experiment: {name!r} is deleted in {shown(uri)}; restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
     return str(found.experiment_id)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from darkarc.tracking._deliveries import shorten
 from darkarc.tracking._sender import error_code
 from darkarc.tracking.errors import RegistryError
-from darkarc.tracking.location import open_client, tracking_uri
+from darkarc.tracking.location import open_client, shown, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,7 +69,7 @@ def get_version(name: str, version: int | str) -> ModelVersion:
                 raise
             wanted = f"version {version}" if numeric else f"alias {version!r}"
             raise RegistryError(
-                f"model {name!r} has no {wanted} in {tracking_uri()}: {_inventory(client, name)}"
+                f"model {name!r} has no {wanted} in {shown(tracking_uri())}: {_inventory(client, name)}"
             ) from error
         return _version(found)
 
@@ -171,7 +171,7 @@ def registry_errors() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RegistryError(f"model registry in {tracking_uri(create=False)}: {error}") from error
+        raise RegistryError(f"model registry in {shown(tracking_uri(create=False))}: {error}") from error
 
 
 def _version(found: Any, aliases: tuple[str, ...] | None = None) -> ModelVersion:

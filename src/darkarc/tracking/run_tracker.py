@@ -11,6 +11,7 @@ from darkarc.tracking import _deliveries
 from darkarc.tracking._sender import Sender
 from darkarc.tracking.journal import Journal
 from darkarc.tracking.lineage import dataset_facts
+from darkarc.tracking.location import shown
 
 if TYPE_CHECKING:
     from darkarc.data.store import Store
@@ -45,7 +46,7 @@ class RunTracker:
         try:
             return str(self._sender.client.get_run(self.run_id).info.experiment_id)
         except Exception as error:
-            _logger.warning("%s: cannot ask for the experiment: %s", self.tracking_uri, error)
+            _logger.warning("%s: cannot ask for the experiment: %s", shown(self.tracking_uri), error)
             return None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -96,7 +97,9 @@ class RunTracker:
         gone = not self.run_is_usable()
         moves = wanted is not None and wanted != before
         if journal.run and gone:
-            _logger.warning("run %s is gone from %s; its records go to a new run", before, self.tracking_uri)
+            _logger.warning(
+                "run %s is gone from %s; its records go to a new run", before, shown(self.tracking_uri)
+            )
         elif journal.run and moves and before is not None:
             self._leave(before, str(wanted))
         if not journal.run or gone or moves:
@@ -114,7 +117,7 @@ class RunTracker:
                 self._sender.client.set_tag(before, "darkarc.continued_in", wanted)
                 self._sender.client.set_terminated(before, status="KILLED")
         except Exception as error:
-            _logger.warning("%s: run %s could not be ended: %s", self.tracking_uri, before, error)
+            _logger.warning("%s: run %s could not be ended: %s", shown(self.tracking_uri), before, error)
 
     def end_run(self, status: str, patience_s: float) -> bool:
         """Give the run its status; whether everything has reached the store."""

@@ -18,7 +18,7 @@ from darkarc.tracking._sender import TOKEN_TAG
 from darkarc.tracking.errors import JournalError, TrackingError
 from darkarc.tracking.journal import Journal
 from darkarc.tracking.lineage import lineage_tags
-from darkarc.tracking.location import open_client, project_root, tracking_uri
+from darkarc.tracking.location import open_client, project_root, shown, tracking_uri
 from darkarc.tracking.run_tracker import RunTracker, tag_values
 from darkarc.tracking.system_metrics import SystemMetrics
 
@@ -117,9 +117,8 @@ def replay(journal: str | Path, *, patience_s: float = 30.0) -> int:
             held.begin(**(held.run | {"run_id": None}))
         waiting = len(held.pending)
         if not tracker.flush(patience_s):
-            raise TrackingError(
-                f"{uri} does not take the records; {len(held.pending)} of {waiting} still wait in {path}"
-            )
+            left = f"{len(held.pending)} of {waiting} still wait in {path}"
+            raise TrackingError(f"{shown(uri)} does not take the records; {left}")
         return waiting
     finally:
         held.close()
@@ -146,7 +145,7 @@ def find_run(token: str) -> tuple[str, str] | None:
         experiments = [item.experiment_id for item in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
     except Exception as error:
-        _logger.warning("%s: cannot look for the run: %s", tracking_uri(create=False), error)
+        _logger.warning("%s: cannot look for the run: %s", shown(tracking_uri(create=False)), error)
         return None
     return (found[0].info.run_id, found[0].info.experiment_id) if found else None
 

@@ -6,7 +6,7 @@ import sys
 
 from darkarc.tracking._environment import DEFAULTS
 from darkarc.tracking.errors import TrackingError
-from darkarc.tracking.location import sqlite_path, tracking_uri
+from darkarc.tracking.location import shown, sqlite_path, tracking_uri
 
 
 def ui_command(port: int = 5000) -> list[str]:
@@ -16,7 +16,7 @@ def ui_command(port: int = 5000) -> list[str]:
     """
     uri = tracking_uri()
     if not uri.startswith("sqlite:"):
-        raise TrackingError(f"the runs are kept by {uri.split('@')[-1]}; open its own UI in a browser")
+        raise TrackingError(f"the runs are kept by {shown(uri)}; open its own UI in a browser")
     hosts = f"127.0.0.1:{port},localhost:{port}"
     return [
         *(sys.executable, "-m", "mlflow", "server"),
@@ -28,6 +28,11 @@ def ui_command(port: int = 5000) -> list[str]:
         *("--backend-store-uri", uri),
         *("--artifacts-destination", str(sqlite_path(uri).parent / "mlartifacts")),
     ]
+
+
+def ui_address(port: int = 5000) -> str:
+    """Page to open: experiments, with MLflow's side bar on model training (its default is chat models)."""
+    return f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
 
 
 def ui_environment() -> dict[str, str]:
