@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup reproduce test lint format bench docs ui lock clean
+.PHONY: help setup reproduce test lint format bench docs ui server lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ docs: setup  ## the documentation, into site/
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	python -m darkarc ui
+
+server: setup  ## an MLflow server for a team on http://127.0.0.1:5000, on the PostgreSQL of DARKARC_SERVER_DATABASE
+	python -m darkarc server $(SERVER)
 
 lock: setup  ## upgrade requirements.lock on purpose
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

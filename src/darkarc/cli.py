@@ -282,3 +282,41 @@ def predict(
     _say(str(summary))
     if summary.n_unreadable == summary.n_images:
         _fail(f"none of the {summary.n_images} images could be read; {out} gives each one's reason", 1)
+
+
+@_verb("darkarc server --host 192.0.2.7 --name runs.example.org --artifacts s3://our-bucket/runs")
+def server(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="A name that it is reached by; may be repeated.")
+    ] = None,
+    home: Annotated[Path, typer.Option(help="Folder of its passwords and artifacts.")] = Path("mlserver"),
+    artifacts: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="A folder or s3://… for artifacts, instead.")
+    ] = None,
+    permission: Annotated[
+        str, typer.Option(help="On what others have made: READ, EDIT or NO_PERMISSIONS.")
+    ] = "EDIT",
+    login: Annotated[bool, typer.Option(help="Off on the loopback only.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 4,
+) -> None:
+    """Serve MLflow to a team, from the PostgreSQL of DARKARC_SERVER_DATABASE, with a login."""
+    from darkarc.tracking.server import TeamServer, database_url, is_loopback, serve_team
+
+    settings = TeamServer(
+        database=database_url(),
+        home=home.absolute(),
+        host=host,
+        port=port,
+        names=tuple(name or ()),
+        artifacts=artifacts,
+        permission=permission,
+        login=login,
+        workers=workers,
+    )
+    if login:
+        _say(f"log in as admin; the password is in {settings.home / 'admin_password'}, or what you have set")
+    if not is_loopback(host):
+        _say("warning: passwords cross the network as they are; put a proxy with TLS in front")
+    raise typer.Exit(serve_team(settings))

@@ -26,7 +26,7 @@ import pytest
 
 from darkarc import config
 from darkarc.tracking import open_client, start_run
-from darkarc.tracking.server import DATABASE, PASSWORD, TeamServer, server_command, server_environment
+from darkarc.tracking.server import DATABASE, PASSWORD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -91,7 +91,9 @@ def database() -> Iterator[str]:
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(run, stdout=log, stderr=log, cwd=folder, **owner)
         try:
-            yield _new_database(f"postgresql://mlflow:p%25ss%2Fword@127.0.0.1:{port}", process, folder / "log")
+            yield _new_database(
+                f"postgresql://mlflow:p%25ss%2Fword@127.0.0.1:{port}", process, folder / "log"
+            )
         finally:
             process.send_signal(signal.SIGQUIT)  # at once, with all connections
             process.wait(30)
@@ -251,9 +253,7 @@ def test_a_study_logs_to_it(as_user: Path, running: Running):
     assert result.finished == 2
     client = open_client()
     parent = client.get_run(str(result.run_id))
-    trials = client.search_runs(
-        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'"
-    )
+    trials = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'")
     assert parent.info.status == "FINISHED"
     assert [run.info.status for run in trials] == ["FINISHED"] * 2
     assert all("val_mae_dex" in run.data.metrics for run in trials)
@@ -315,12 +315,3 @@ def test_a_wrong_password_of_the_database_is_one_line(database: str, tmp_path: P
     assert "password authentication failed" in done.stderr
     assert "guessed" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_the_command_is_mlflows_own_with_the_database_in_the_environment(tmp_path: Path):
-    server = TeamServer("postgresql+psycopg2://u:secret@127.0.0.1/runs", tmp_path, names=("runs.example.org",))
-    command = server_command(server)
-    assert "basic-auth" in command
-    assert "runs.example.org,runs.example.org:5000" in command[command.index("--allowed-hosts") + 1]
-    assert not any("secret" in word for word in command)
-    assert server_environment(server, {})["MLFLOW_BACKEND_STORE_URI"] == server.database

@@ -89,7 +89,8 @@ def test_a_short_password_is_refused_without_being_told(tmp_path: Path):
 
 def test_it_is_a_server_and_no_client_of_another(tmp_path: Path):
     environment = server_environment(
-        TeamServer(URL, tmp_path), {"MLFLOW_TRACKING_URI": "http://elsewhere", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        TeamServer(URL, tmp_path),
+        {"MLFLOW_TRACKING_URI": "http://elsewhere", "MLFLOW_DISABLE_TELEMETRY": "true"},
     )
     assert "MLFLOW_TRACKING_URI" not in environment
     assert environment["MLFLOW_BACKEND_STORE_URI"] == URL
@@ -99,3 +100,12 @@ def test_it_is_a_server_and_no_client_of_another(tmp_path: Path):
 def test_settings_that_cannot_be(change: dict, message: str, tmp_path: Path):
     with pytest.raises(TrackingError, match=message):
         TeamServer(URL, tmp_path, **change)
+
+
+def test_the_command_is_mlflows_own_with_the_database_in_the_environment(tmp_path: Path):
+    server = TeamServer(URL, tmp_path, names=("runs.example.org",))
+    command = server_command(server)
+    assert "basic-auth" in command
+    assert "runs.example.org,runs.example.org:5000" in command[command.index("--allowed-hosts") + 1]
+    assert not any("pa%24s" in word for word in command)
+    assert server_environment(server, {})["MLFLOW_BACKEND_STORE_URI"] == server.database
