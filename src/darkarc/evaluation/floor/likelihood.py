@@ -1,0 +1,152 @@
+"""Log-likelihood of one image's pixels for each noise form, with its derivatives and Fisher information.
+
+A pixel's distribution depends on u, its noise-free value: counts a second for models II and III, counts of
+the exposure, lambda = t I, for Model I, whose distribution also depends on tau = ln t itself.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darkarc.evaluation.floor.compound import CompoundTable
+from darkarc.simulation import Preset, get_preset
+
+
+class NoFloor(ValueError):
+    """The images of this form have no floor to compute; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelTerms:
+    """What a likelihood says of pixels (B, H, W): log-likelihood, derivatives, expected information.
+
+    Those with respect to tau, at fixed u, are None where the exposure is known.
+    """
+
+    value: Tensor
+    by_u: Tensor
+    info_uu: Tensor
+    by_tau: Tensor | None = None
+    info_ut: Tensor | None = None
+    info_tt: Tensor | None = None
+
+
+class PixelLikelihood(Protocol):
+    """The pixels of one image. `fits_exposure`: tau is a parameter, and u is exp(tau) times the rate."""
+
+    fits_exposure: bool
+
+    def terms(self, u: Tensor, tau: Tensor | None) -> PixelTerms:
+        """Terms for u (B, H, W) and tau (B,)."""
+        ...
+
+
+class RateLikelihood:
+    """Models II and III, physical: a normal variate with variance sigma_b² + max(u, 0) / t, as it is drawn."""
+
+    fits_exposure = False
+
+    def __init__(self, preset: Preset, image: Tensor, exposure_s: float) -> None:
+        self.image, self.exposure_s = image, exposure_s
+        self.background2 = float(preset.instrument.background_sigma(exposure_s)) ** 2
+
+    def terms(self, u: Tensor, tau: Tensor | None) -> PixelTerms:
+        del tau
+        lit = (u > 0).to(u.dtype) / self.exposure_s
+        precision = (self.background2 + u * lit).reciprocal()
+        residual = (self.image - u) * precision
+        by_variance = 0.5 * (residual * residual - precision)
+        value = 0.5 * (torch.log(precision) - residual * (self.image - u))
+        information = precision + 0.5 * (lit * precision).square()
+        return PixelTerms(value, residual + by_variance * lit, information)
+
+
+class CountLikelihood:
+    """Model I, physical: Poisson counts and a Gaussian background of 0.01 t.
+
+    Taken as normal with the exact mean and variance: the background, 10 counts or more, leaves a skewness
+    below 0.04, and the information lost is below 0.5% (tested against the exact convolution).
+    """
+
+    fits_exposure = True
+
+    def __init__(self, preset: Preset, image: Tensor) -> None:
+        self.image = image
+        self.background_rms = float(preset.instrument.background_sigma(1.0))
+
+    def terms(self, u: Tensor, tau: Tensor | None) -> PixelTerms:
+        assert tau is not None
+        background2 = (self.background_rms * tau.exp()).square().to(u.dtype)[:, None, None]
+        precision = (u + background2).reciprocal()
+        residual = (self.image - u) * precision
+        by_variance = 0.5 * (residual * residual - precision)
+        half2 = 0.5 * precision.square()
+        return PixelTerms(
+            value=0.5 * (torch.log(precision) - residual * (self.image - u)),
+            by_u=residual + by_variance,
+            info_uu=precision + half2,
+            by_tau=2 * background2 * by_variance,
+            info_ut=2 * background2 * half2,
+            info_tt=(2 * background2).square() * half2,
+        )
+
+
+class CompoundLikelihood:
+    """Model I, published: Poisson counts of a rectified normal variate, by the exact probabilities.
+
+    The table holds for exposures near `exposure_s`; see `CompoundTable`.
+    """
+
+    fits_exposure = True
+
+    def __init__(self, preset: Preset, image: Tensor, exposure_s: float) -> None:
+        peak = math.exp(_log_peak_rate(preset))
+        background = float(preset.instrument.background_sigma(exposure_s)) * exposure_s
+        counts = np.rint(image.double().numpy()).astype(np.int64)
+        if (counts < 0).any():
+            raise NoFloor(f"{preset.name}, published: expected photon counts, found {int(counts.min())}")
+        self.table = CompoundTable(background, 1.1 * peak * exposure_s, int(counts.max()))
+        self.counts = torch.from_numpy(counts)
+        self.tau = math.log(exposure_s)
+
+    def terms(self, u: Tensor, tau: Tensor | None) -> PixelTerms:
+        assert tau is not None
+        return PixelTerms(*self.table.terms(self.counts, u, tau - self.tau))
+
+
+def _log_peak_rate(preset: Preset) -> float:
+    """ln of a pixel's largest possible rate, which is reached in the centre of the source."""
+    from darkarc.simulation.source import sersic_amplitude, sersic_coefficient
+
+    area = preset.instrument.pixel_scale_arcsec**2
+    return math.log(sersic_amplitude(preset) * area) + sersic_coefficient(preset.source.sersic_index)
+
+
+def why_no_floor(preset: str | Preset, noise: str) -> str:
+    """Why images of this form have no floor; empty where they have one."""
+    preset = get_preset(preset)
+    if noise == "none":
+        return "without noise an image fixes its parameters up to rounding"
+    if noise == "published" and not preset.counts:
+        return f"the published form of {preset.name} is the doubled model without noise: only rounding limits it"
+    return ""
+
+
+def pixel_likelihood(preset: Preset, noise: str, image: Tensor, exposure_s: float) -> PixelLikelihood:
+    """The likelihood of an image (H, W), in the form that `add_noise` stores.
+
+    exposure_s: the total exposure of models II and III; for Model I, which does not tell it, a first estimate.
+    Raises `NoFloor` for a form without noise.
+    """
+    reason = why_no_floor(preset, noise)
+    if reason:
+        raise NoFloor(f"{preset.name}, {noise}: {reason}")
+    if not preset.counts:
+        return RateLikelihood(preset, image, exposure_s)
+    if noise == "physical":
+        return CountLikelihood(preset, image)
+    return CompoundLikelihood(preset, image, exposure_s)

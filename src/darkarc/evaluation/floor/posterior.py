@@ -1,0 +1,130 @@
+"""The exact posterior of the axion mass of images whose noise is known: no regressor can do better."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+from scipy.special import logsumexp
+
+from darkarc.config import CLASSES, DEFAULT_TARGET
+from darkarc.evaluation.floor.bank import Bank, make_bank, start, survey
+from darkarc.evaluation.floor.lattice import Lattice, MassCurve, mass_curve
+from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
+from darkarc.models import Posterior
+from darkarc.simulation import get_preset
+
+Floats = NDArray[np.float64]
+
+POINTS = 8192
+"""Points over the prior range, at least, at which the density is summed into bins."""
+
+
+def exact_posterior(
+    images: NDArray[np.generic] | Iterable[NDArray[np.generic]],
+    preset: str,
+    noise: str,
+    *,
+    distances: str = "deeplense",
+    bins: int = 256,
+    workers: int = 1,
+    advance: Callable[[], object] | None = None,
+) -> Posterior:
+    """Posterior of log10 m, on the simulator's prior, of axion images (N, H, W) in the form that is stored.
+
+    The likelihood is the simulator's own; angle, source position and (Model I, whose files do not tell it) the
+    exposure are integrated out over their priors. That the lens is axion-like is taken as given. The same
+    image gives the same bits whatever stands beside it and however many `workers` (processes) there are.
+    advance: called once an image, in order.
+
+    Raises `NoFloor` for a form without noise and for images of another size.
+    """
+    reason = why_no_floor(preset, noise)
+    if reason:
+        raise NoFloor(reason)
+    edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
+    rows = []
+    with _curves(images, (preset, noise, distances), workers) as curves:
+        for curve in curves:
+            rows.append(bin_density(curve, edges))
+            if advance is not None:
+                advance()
+    density = np.array(rows).reshape(-1, bins)
+    classes = np.zeros((len(rows), len(CLASSES)))
+    classes[:, CLASSES.index("axion")] = 1.0
+    return Posterior(edges, density, classes, DEFAULT_TARGET)
+
+
+def bin_density(curve: MassCurve, edges: Floats) -> Floats:
+    """(K,) density of a posterior in bins: its logarithm is interpolated by a cubic spline between rows."""
+    inside = max(1, -(-POINTS // (len(edges) - 1)))
+    width = np.diff(edges)[:, None] / inside
+    points = (edges[:-1, None] + width * (np.arange(inside) + 0.5)).ravel()
+    logarithm = np.full(points.shape, -np.inf)
+    gaps = np.flatnonzero(np.diff(curve.log10_mass_ev) > 1.5 * curve.spacing) + 1
+    for part in np.split(np.arange(len(curve.value)), gaps):
+        x, y = curve.log10_mass_ev[part], curve.value[part]
+        if len(part) < 4:
+            near = np.abs(points[:, None] - x).argmin(axis=1)
+            reached = np.abs(points - x[near]) <= 0.5 * curve.spacing
+            logarithm[reached] = y[near[reached]]
+            continue
+        reached = (points >= x[0]) & (points <= x[-1])
+        logarithm[reached] = CubicSpline(x, y)(points[reached])
+    if not np.isfinite(logarithm).any():
+        logarithm[np.abs(points - curve.log10_mass_ev[curve.value.argmax()]).argmin()] = 0.0
+    probability = np.exp(logarithm - logsumexp(logarithm)).reshape(-1, inside).sum(axis=1)
+    density: Floats = probability / np.diff(edges)
+    return density
+
+
+Form = tuple[str, str, str]
+
+
+@cache
+def _bank(preset: str, distances: str) -> Bank:
+    return make_bank(preset, distances)
+
+
+@torch.no_grad()
+def _curve(form: Form, image: NDArray[np.generic]) -> MassCurve:
+    """The log-evidence of one image along the mass."""
+    preset, noise, distances = form
+    bank = _bank(preset, distances)
+    if image.shape != bank.preset.instrument.shape:
+        raise NoFloor(
+            f"images of {preset} have {bank.preset.instrument.pixels} x {bank.preset.instrument.pixels} "
+            f"pixels, found {image.shape}"
+        )
+    likelihood, guess = start(bank, noise, torch.from_numpy(image.astype(np.float32)))
+    lattice = Lattice(bank, likelihood, survey(bank, likelihood, guess))
+    lattice.refine()
+    return mass_curve(lattice)
+
+
+@contextmanager
+def _curves(
+    images: Iterable[NDArray[np.generic]], form: Form, workers: int
+) -> Iterator[Iterator[MassCurve]]:
+    """Curves of the images in order: here, or over processes of one thread each."""
+    if workers == 1:
+        # The blocks are too small for several threads, which cost more than they bring on busy cores.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield (_curve(form, image) for image in images)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        yield pool.map(_curve, *zip(*((form, image) for image in images), strict=True))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
