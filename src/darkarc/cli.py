@@ -320,3 +320,16 @@ def server(
     if not is_loopback(host):
         _say("warning: passwords cross the network as they are; put a proxy with TLS in front")
     raise typer.Exit(serve_team(settings))
+
+
+@_verb("darkarc ui --port 5001")
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback.")] = 5000,
+) -> None:
+    """Look at runs and models in MLflow's UI, on this machine only."""
+    from darkarc.tracking.ui import serve_ui, ui_address
+
+    _say(f"MLflow's UI: {ui_address(port)}; Ctrl-C ends it")
+    status = serve_ui(port)
+    if status:
+        _fail(f"the server ended with status {status}; is port {port} in use?", 1)

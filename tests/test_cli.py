@@ -1,0 +1,73 @@
+"""The command line: help, exit status, messages a person can act on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from darkarc.cli import app
+
+PROJECT = Path(__file__).resolve().parents[1]
+VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "darkarc", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_every_stage_of_the_pipeline_and_of_mlflow_is_a_verb():
+    import yaml
+
+    stages = {
+        name
+        for file in [PROJECT / "dvc.yaml", *PROJECT.glob("sources/*/dvc.yaml")]
+        for name in yaml.safe_load(file.read_text())["stages"]
+    }
+    entry_points = set(yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]) - {"main"}
+    assert stages == entry_points
+    assert stages <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_with_an_example(verb):
+    result = CliRunner().invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: darkarc {verb}" in " ".join(result.output.split())
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    script = (
+        "import sys, darkarc.cli; print([m for m in ('torch', 'mlflow', 'ray', 'onnx') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "-S", "train.epoch=3"], "train.epoch: unknown key; did you mean train.epochs?"),
+        (["prepare"], "data/simulated"),
+        (["evaluate"], "run `darkarc train` first"),
+        (["register"], "run `darkarc train` first"),
+        (["ingest", "nowhere"], "nowhere"),
+        (["predict", "nothing.onnx", "x.npy"], "nothing.onnx: does not exist"),
+        (["export"], "axion-mass-regressor"),
+    ],
+)
+def test_a_mistake_ends_in_one_message_and_a_status(tmp_path, words, said):
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    result = run(*words, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_parameters_the_file_is_named(tmp_path):
+    result = run("simulate", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "params.yaml: cannot read the parameters" in result.stderr
+    assert not list(tmp_path.iterdir())
