@@ -152,9 +152,13 @@ def running(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
         assert process.poll() is None, log.read_text()
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()  # this process alone, as a service manager does
+        process.wait(60)
+        left = psutil.wait_procs(family, timeout=20)[1]
+        for child in left:
+            child.kill()
+    assert not left
 
 
 @pytest.fixture
