@@ -115,6 +115,9 @@ class ModelConfig(Section):
     )
     head: Literal["binned", "gaussian"] = "binned"
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
+    recalibration: Literal["none", "temperature", "isotonic", "conformal"] = Field(
+        "temperature", description="how the calibration split mends the widths of the posteriors"
+    )
 
 
 SCHEDULABLE = (

@@ -5,6 +5,7 @@ from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.population import PopulationError, combine
 from darkarc.models.posterior import Posterior, PosteriorError
 from darkarc.models.preprocessing import StatisticsError
+from darkarc.models.recalibration import Recalibration
 from darkarc.models.regressor import (
     QUANTILE_LEVELS,
     Prediction,
@@ -28,6 +29,7 @@ __all__ = [
     "Posterior",
     "PosteriorError",
     "Prediction",
+    "Recalibration",
     "Regressor",
     "RegressorError",
     "RegressorSpec",

@@ -16,6 +16,7 @@ from darkarc.models.backbones import BACKBONES
 from darkarc.models.heads import HEADS, Grid
 from darkarc.models.posterior import Posterior
 from darkarc.models.preprocessing import Standardise
+from darkarc.models.recalibration import Recalibration
 from darkarc.models.sealed import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
@@ -114,6 +115,7 @@ class Regressor(nn.Module):
         self.backbone = BACKBONES[model.backbone](model, spec.shape)
         self.dropout = nn.Dropout(model.dropout)
         self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
+        self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)
         self.n_outputs = self.head.n_outputs(model.bins)
         self.target_layer = nn.Linear(self.backbone.n_features, len(spec.targets) * self.n_outputs)
         self.class_layer = nn.Linear(self.backbone.n_features, len(spec.classes))
@@ -153,7 +155,7 @@ class Regressor(nn.Module):
         densities, quantiles = [], []
         for t, grid in enumerate(self.grids):
             assert isinstance(grid, Grid)
-            probability = self.head.logits(outputs[:, t], grid).softmax(dim=1)  # (B, K)
+            probability = self.recalibrations[t](self.head.logits(outputs[:, t], grid))  # (B, K)
             densities.append(probability / grid.width)
             quantiles.append(self._quantiles(probability, grid))
         all_quantiles = torch.stack(quantiles, dim=1)  # (B, T, 5)

@@ -1,0 +1,99 @@
+"""Recalibration against posteriors whose miscalibration is known."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from darkarc.models import Posterior, Recalibration
+from darkarc.models.heads import Grid
+
+LOW, HIGH, BINS = -24.0, -22.0, 256
+GRID = Grid(LOW, HIGH, BINS)
+
+
+def gaussian_case(n: int, claimed: float, true: float, bias: float = 0.0, seed: int = 0):
+    """Logits of Gaussians of width `claimed` around means that are off by draws of width `true`."""
+    generator = np.random.default_rng(seed)
+    mean = generator.uniform(-23.5, -22.5, n)
+    truth = torch.tensor(mean + bias + true * generator.normal(size=n))
+    logits = -0.5 * ((GRID.centres[None].double() - torch.tensor(mean)[:, None]) / claimed) ** 2
+    bins = ((truth - LOW) / GRID.width).long()
+    pit = torch.tensor(stats.norm.cdf((truth.numpy() - mean) / claimed))
+    return logits, bins, pit, truth.numpy()
+
+
+def posterior(recalibration: Recalibration, logits: torch.Tensor) -> Posterior:
+    density = recalibration(logits).numpy() / GRID.width
+    classes = np.tile([1.0, 0.0, 0.0], (len(density), 1))
+    return Posterior(GRID.edges.numpy(), density, classes, "log10_axion_mass_ev")
+
+
+def coverage(answer: Posterior, truth: np.ndarray, level: float) -> float:
+    low, high = answer.interval(level).T
+    return float(np.mean((truth >= low) & (truth <= high)))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_the_temperature_of_a_gaussian_is_the_square_of_its_width_ratio(ratio):
+    """A Gaussian's logits scale with 1 / width²."""
+    logits, bins, pit, _ = gaussian_case(20_000, claimed=0.05, true=0.05 * ratio)
+    recalibration = Recalibration("temperature")
+    recalibration.fit(logits, bins, pit)
+    assert float(recalibration.temperature) == pytest.approx(ratio**2, rel=0.03)
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal"])
+@pytest.mark.parametrize("ratio", [0.6, 1.7])
+def test_coverage_becomes_nominal_on_new_images(method, ratio):
+    recalibration = Recalibration(method)
+    recalibration.fit(*gaussian_case(4000, 0.05, 0.05 * ratio, seed=1)[:3])
+    logits, _, _, truth = gaussian_case(4000, 0.05, 0.05 * ratio, seed=2)
+    answer = posterior(recalibration, logits)
+    for level in (0.5, 0.68, 0.9):
+        error = np.sqrt(2 * level * (1 - level) / 4000)  # of the calibration and of the test sample
+        assert coverage(answer, truth, level) == pytest.approx(level, abs=4 * error + 0.005), level
+
+
+def test_isotonic_mends_a_bias_that_a_temperature_cannot():
+    recalibration = Recalibration("isotonic")
+    recalibration.fit(*gaussian_case(4000, 0.05, 0.05, bias=0.04, seed=1)[:3])
+    logits, _, _, truth = gaussian_case(4000, 0.05, 0.05, bias=0.04, seed=2)
+    before = posterior(Recalibration("none"), logits)
+    after = posterior(recalibration, logits)
+    assert np.mean(before.median - truth) == pytest.approx(-0.04, abs=0.004)
+    assert np.mean(after.median - truth) == pytest.approx(0.0, abs=0.004)
+
+
+def test_conformal_covers_at_least_as_often_as_it_says_with_few_images():
+    """Split conformal's promise is on average over calibration sets of any size; here 30 images."""
+    shares = []
+    for seed in range(150):
+        recalibration = Recalibration("conformal")
+        recalibration.fit(*gaussian_case(30, 0.05, 0.08, seed=seed)[:3])
+        logits, _, _, truth = gaussian_case(40, 0.05, 0.08, seed=10_000 + seed)
+        shares.append(coverage(posterior(recalibration, logits), truth, 0.9))
+    standard_error = np.std(shares) / np.sqrt(len(shares))
+    assert np.mean(shares) > 0.9 - 3 * standard_error
+
+
+@pytest.mark.parametrize("method", ["none", "temperature", "isotonic", "conformal"])
+def test_unfitted_it_is_the_identity(method):
+    logits = torch.randn(16, BINS)
+    torch.testing.assert_close(Recalibration(method)(logits), logits.softmax(dim=1), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["isotonic", "conformal"])
+def test_the_median_of_a_symmetric_map_and_the_norm_stay(method):
+    logits, bins, pit, _ = gaussian_case(500, 0.05, 0.1)
+    recalibration = Recalibration(method)
+    recalibration.fit(logits, bins, pit)
+    probability = recalibration(logits)
+    torch.testing.assert_close(probability.sum(dim=1), torch.ones(500, dtype=probability.dtype))
+    assert bool((probability >= 0).all())
+    if method == "conformal":
+        np.testing.assert_allclose(
+            posterior(recalibration, logits).median,
+            posterior(Recalibration("none"), logits).median,
+            atol=GRID.width,
+        )
