@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from darkarc.data.store import Store
 
 DVC_VARIABLES = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
+COMMIT = "DARKARC_GIT_COMMIT"
 MAX_DATASET_DIGEST = 36
 """MLflow's limit; the full digest is in the tag `darkarc.data_digest`."""
 
@@ -27,11 +28,16 @@ def package_version(name: str = "darkarc") -> str:
 
 
 def git_commit(folder: Path | None = None) -> tuple[str, bool] | None:
-    """Commit that is checked out, and whether tracked files differ from it; None outside a repository."""
+    """Commit that is checked out, and whether tracked files differ from it.
+
+    Outside a repository, as on a cluster's node, it is what `DARKARC_GIT_COMMIT` says (a commit, with
+    `+dirty` behind it where files differ); None without that.
+    """
     folder = project_root() if folder is None else folder
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
-        return None
+        commit, dirty, _ = os.environ.get(COMMIT, "").strip().partition("+dirty")
+        return (commit, bool(dirty)) if commit else None
     return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
 
 
