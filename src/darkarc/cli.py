@@ -23,14 +23,19 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-S", metavar="KEY=VALUE", help="Override a key, as in `-S train.epochs=3`."),
 ]
+Winner = Annotated[
+    Path, typer.Option("--winner", help="What `tune` found; counts if it is there and tune.search is true.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
+WINNER = Path("data/winner.yaml")
 TRAINED = Path("data/trained")
 RUN = Path("data/run.json")
 EXPORTED = Path("data/exported")
 REPORTS = Path("reports")
+WINNER = Path("reports/winner.yaml")
 
 
 def main() -> NoReturn:
@@ -38,8 +43,8 @@ def main() -> NoReturn:
     _stay_silent()
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except KeyboardInterrupt as stop:
+        _fail(str(stop) or "interrupted; the same command goes on where it stopped", 130)
     except Exception as error:
         if os.environ.get("DARKARC_DEBUG") or not _is_for_the_user(error):
             raise
@@ -94,6 +99,20 @@ def simulate(
     config = configuration.load(params, overrides or ())
     store = generate(config, out, workers=workers or _cores(), ray_address=ray_address, progress=not quiet)
     _say(f"{out}: {len(store)} images of {store.shape[0]}x{store.shape[1]} pixels")
+
+
+def _with_winner(config: configuration.Config, winner: Path) -> configuration.Config:
+    """The configuration with what a search found, said aloud."""
+    if not (config.tune.search and winner.exists()):
+        return config
+    from darkarc.tuning import apply_winner
+
+    found = apply_winner(config, winner)
+    before = config.flat()
+    changed = [f"{key}={value}" for key, value in found.flat().items() if value != before[key]]
+    if changed:
+        _say(f"from {winner}: {', '.join(changed)}")
+    return found
 
 
 def _cores() -> int:
@@ -159,12 +178,88 @@ def prepare(
     _say(f"{out}: {len(store)} images; outliers in {reports / 'outliers.png'}")
 
 
+@_verb("darkarc tune experiments/bayesian.yaml --resume")
+def tune(
+    study: Annotated[Path | None, typer.Argument(help="The study [default: tune.study]")] = None,
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the winner's configuration goes.")] = WINNER,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this study if it was begun.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that all machines reach, for trials' checkpoints.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run the trials on this Ray cluster.")
+    ] = None,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search architecture, regularisation and the rest with Ray Tune; the test split is never seen."""
+    from darkarc.tuning import tune_stage
+
+    config = configuration.load(params, overrides or ())
+    result = tune_stage(
+        config,
+        study,
+        prepared,
+        out,
+        storage=storage,
+        resume=resume,
+        address=ray_address,
+        progress=not quiet,
+    )
+    if result is None:
+        _say(f"{out}: tune.search is false, params.yaml counts as it is")
+        return
+    _say(
+        f"{out}: {result.finished} trials to the end, {result.pruned} pruned, {result.failed} failed, "
+        f"{result.epochs} epochs in all"
+    )
+
+
+@_verb("darkarc tune experiments/bayesian.yaml --resume")
+def tune(
+    study: Annotated[
+        Path | None, typer.Argument(help="The study's file [default: tune.study of the parameters]")
+    ] = None,
+    prepared: Annotated[
+        Path, typer.Option(help="The prepared store, at the same path on all nodes.")
+    ] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the winner's configuration goes.")] = WINNER,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="Checkpoints: a folder or s3://… that all nodes reach."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; `auto` on one of its nodes [default: this machine]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted study.")] = False,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search with Ray Tune: trials of a study, and the winner's configuration (section `tune`)."""
+    from darkarc.tuning import tune_stage
+
+    config = configuration.load(params, overrides or ())
+    result = tune_stage(
+        config, study, prepared, out, storage=storage, resume=resume, address=address, progress=not quiet
+    )
+    if result is None:
+        _say(f"{out}: tune.study names no study, so nothing was searched")
+        return
+    found = ", ".join(f"{name} {value:.4f}" for name, value in result.document["objectives"].items())
+    _say(f"{out}: trial {result.document['trial']} of {result.document['study']}, {found}")
+    _say(f"  {result.finished} trials finished, {result.pruned} stopped early, {result.failed} failed")
+
+
 @_verb("darkarc train -S train.epochs=40")
 def train(
     prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
     out: Annotated[Path, typer.Option(help="Where the trained regressor goes.")] = TRAINED,
     run_file: Annotated[Path, typer.Option(help="Where the id of the MLflow run goes.")] = RUN,
     reports: Annotated[Path, typer.Option(help="Where history.csv goes.")] = REPORTS,
+    winner: Winner = WINNER,
     params: Params = PARAMS,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -172,7 +267,7 @@ def train(
     """Train a regressor (sections `model`, `train`); after a kill the same command goes on."""
     from darkarc.training.stage import train_stage
 
-    config = configuration.load(params, overrides or ())
+    config = _with_winner(configuration.load(params, overrides or ()), winner)
     result = train_stage(
         config, prepared, out=out, run_file=run_file, history=reports / "history.csv", progress=not quiet
     )
@@ -186,6 +281,7 @@ def evaluate(
     prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
     run_file: Annotated[Path, typer.Option(help="The MLflow run of its training.")] = RUN,
     out: Annotated[Path, typer.Option(help="Where metrics, figures and the report go.")] = REPORTS,
+    winner: Winner = WINNER,
     params: Params = PARAMS,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -193,7 +289,7 @@ def evaluate(
     """Measure a regressor on the test split: errors, calibration, figures, report."""
     from darkarc.evaluation.stage import evaluate_stage
 
-    config = configuration.load(params, overrides or ())
+    config = _with_winner(configuration.load(params, overrides or ()), winner)
     metrics = evaluate_stage(
         config, prepared, trained=trained, run_file=run_file, out=out, progress=not quiet
     )

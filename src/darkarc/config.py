@@ -185,9 +185,8 @@ class RegisterConfig(Section):
 
 
 class TuneConfig(Section):
-    study: str | None = Field(
-        "experiments/quick.yaml", description="the search before training; null: train params.yaml as it is"
-    )
+    search: bool = Field(True, description="false: train with params.yaml as it is")
+    study: str = Field("experiments/quick.yaml", description="the search before training")
 
 
 class TrackingConfig(Section):

@@ -79,7 +79,7 @@ def tune_stage(
     `StudyError`, and `StudyInterrupted` after Ctrl-C.
     """
     path = study or config.tune.study
-    if path is None:
+    if study is None and not config.tune.search:
         write_winner(no_search(config), out)
         return None
     loaded = load_study(path, config)

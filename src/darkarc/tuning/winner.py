@@ -85,7 +85,7 @@ def winner_document(config: Config, study: Study, book: StudyBook) -> dict[str, 
 
 
 def no_search(config: Config) -> dict[str, Any]:
-    """The document where `tune.study` is null: nothing was searched."""
+    """The document where `tune.search` is false: nothing was searched."""
     tree = config.dump()
     return {"study": None, "searched": [], "parameters": {"model": tree["model"], "train": tree["train"]}}
 
