@@ -30,7 +30,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
-WINNER = Path("data/winner.yaml")
 TRAINED = Path("data/trained")
 RUN = Path("data/run.json")
 EXPORTED = Path("data/exported")
@@ -215,42 +214,6 @@ def tune(
         f"{out}: {result.finished} trials to the end, {result.pruned} pruned, {result.failed} failed, "
         f"{result.epochs} epochs in all"
     )
-
-
-@_verb("darkarc tune experiments/bayesian.yaml --resume")
-def tune(
-    study: Annotated[
-        Path | None, typer.Argument(help="The study's file [default: tune.study of the parameters]")
-    ] = None,
-    prepared: Annotated[
-        Path, typer.Option(help="The prepared store, at the same path on all nodes.")
-    ] = PREPARED,
-    out: Annotated[Path, typer.Option(help="Where the winner's configuration goes.")] = WINNER,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="PLACE", help="Checkpoints: a folder or s3://… that all nodes reach."),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; `auto` on one of its nodes [default: this machine]")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted study.")] = False,
-    params: Params = PARAMS,
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-) -> None:
-    """Search with Ray Tune: trials of a study, and the winner's configuration (section `tune`)."""
-    from darkarc.tuning import tune_stage
-
-    config = configuration.load(params, overrides or ())
-    result = tune_stage(
-        config, study, prepared, out, storage=storage, resume=resume, address=address, progress=not quiet
-    )
-    if result is None:
-        _say(f"{out}: tune.study names no study, so nothing was searched")
-        return
-    found = ", ".join(f"{name} {value:.4f}" for name, value in result.document["objectives"].items())
-    _say(f"{out}: trial {result.document['trial']} of {result.document['study']}, {found}")
-    _say(f"  {result.finished} trials finished, {result.pruned} stopped early, {result.failed} failed")
 
 
 @_verb("darkarc train -S train.epochs=40")
