@@ -29,7 +29,7 @@ def main() -> None:
     os.environ.update({name: value for name, value in given.items() if value})
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.chdir(PROJECT)
-    os.execv(PYTHON, [str(PYTHON), "-m", "darkarc", "tune", *tune, "--address", "auto"])
+    os.execv(PYTHON, [str(PYTHON), "-m", "darkarc", "tune", *tune, "--ray", "auto"])
 
 
 if __name__ == "__main__":

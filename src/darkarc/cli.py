@@ -35,6 +35,7 @@ RUN = Path("data/run.json")
 EXPORTED = Path("data/exported")
 REPORTS = Path("reports")
 WINNER = Path("reports/winner.yaml")
+STUDIES = Path(".darkarc/tune")
 
 
 def main() -> NoReturn:
@@ -189,6 +190,7 @@ def tune(
     ray_address: Annotated[
         str | None, typer.Option("--ray", metavar="ADDRESS", help="Run the trials on this Ray cluster.")
     ] = None,
+    work: Annotated[Path, typer.Option(help="Where studies are kept that can go on.")] = STUDIES,
     params: Params = PARAMS,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -202,6 +204,7 @@ def tune(
         study,
         prepared,
         out,
+        work=work,
         storage=storage,
         resume=resume,
         address=ray_address,
