@@ -18,7 +18,7 @@ PYTHON = PROJECT / ".venv" / "bin" / "python"
 def main() -> None:
     """Become `darkarc tune`, in the project and on the whole cluster."""
     parser = argparse.ArgumentParser(
-        description="Run `darkarc tune` on this cluster.", allow_abbrev=False, epilog="See darkarc tune --help."
+        description="Run `darkarc tune` on this cluster; its own arguments are passed on.", allow_abbrev=False
     )
     parser.add_argument("--tracking-uri", help="the MLflow server; its login is in ~/.mlflow/credentials")
     parser.add_argument("--commit", help="what is checked out at home, for the runs' lineage")
