@@ -69,7 +69,15 @@ def loopback_machine(folder: Path, token: str) -> Iterator[Machine]:
     keygen = needed("ssh-keygen", "openssh-client")
     needed("rsync", "rsync")
     home, laptop = folder / "home", folder / "laptop"
-    for path in (home, laptop / "bin", laptop / ".ray", folder / "ssh", folder / "t", folder / "l"):
+    for path in (
+        home,
+        laptop / "bin",
+        laptop / ".ray",
+        folder / "ssh",
+        folder / "t",
+        folder / "w",
+        folder / "l",
+    ):
         path.mkdir(parents=True, mode=0o700)
     for name in ("host", "user"):
         command = [keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "ssh" / name)]
@@ -138,8 +146,8 @@ def _install_environment(project: Path, ssh_here: str) -> None:
     """What `setup_node.sh` would install is here already: two commands that lead to it, and its stamp."""
     commands = project / ".venv" / "bin"
     commands.mkdir(parents=True)
-    # The code must be the one that the file mounts bring, not the one that is being tested from.
-    start = f'export PYTHONPATH="{project}/src"; exec {sys.executable}'
+    # The code must be what the file mounts bring or what a job sends, not what is being tested from.
+    start = f'export PYTHONPATH="${{PYTHONPATH:-{project}/src}}"; exec {sys.executable}'
     _executable(commands / "python", f'{start} "$@"')
     _executable(commands / "ssh", ssh_here)
     _executable(commands / "ray", f'{start} -m ray.scripts.scripts "$@"')

@@ -84,7 +84,7 @@ def _on_the_loopback(machine: Machine) -> tuple[dict[str, Any], int]:
 
     head = [adapt(line, HEAD, f"--dashboard-port={dashboard}") for line in tree["head_start_ray_commands"]]
     # The worker is the same machine as the head, and must not stop that.
-    worker = [adapt(tree["worker_start_ray_commands"][-1], WORKER)]
+    worker = [adapt(tree["worker_start_ray_commands"][-1], WORKER, f"--temp-dir={machine.folder}/w")]
     tree["head_start_ray_commands"] = head if machine.isolated else head[-1:]
     tree["worker_start_ray_commands"] = worker
     return tree, dashboard
@@ -181,7 +181,7 @@ def test_ray_job_submit_ends_in_trials(cluster: Cluster):
     assert "succeeded" in output
     _check_runs(shared, "by-job")
     # It ran the code that was sent, and only that was sent.
-    (sent,) = (cluster.machine.folder / "t").glob("ray/session_*/runtime_resources/working_dir_files/*/")
+    (sent,) = (cluster.machine.folder / "t").glob("ray/session_latest/runtime_resources/working_dir_files/*/")
     names = {path.name for path in sent.iterdir()}
     assert {"src", "experiments", "params.yaml"} <= names
     assert not names & {"data", "reports", "tests", ".venv", ".git", "mlartifacts", "mlflow.db"}
