@@ -88,8 +88,8 @@ class OutlierConfig(Section):
 
 class PrepareConfig(Section):
     train: float = Field(0.7, ge=0, le=1, description="share of groups")
-    validation: float = Field(0.1, ge=0, le=1)
-    calibration: float = Field(0.05, ge=0, le=1)
+    validation: float = Field(0.05, ge=0, le=1)
+    calibration: float = Field(0.1, ge=0, le=1)
     test: float = Field(0.15, ge=0, le=1, description="ignored share if a published test set is there")
     mass_bins: int = Field(10, ge=1, description="bins of the target that the split is stratified by")
     outliers: OutlierConfig = OutlierConfig()
@@ -116,7 +116,7 @@ class ModelConfig(Section):
     head: Literal["binned", "gaussian"] = "binned"
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
     recalibration: Literal["none", "temperature", "isotonic", "conformal"] = Field(
-        "temperature", description="how the calibration split mends the widths of the posteriors"
+        "conformal", description="how the calibration split mends the widths of the posteriors"
     )
 
 
@@ -141,7 +141,7 @@ class ScheduleStep(Section):
 
 
 class TrainConfig(Section):
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(36, ge=1)
     batch_size: int = Field(64, ge=2)
     optimiser: Literal["adamw"] = "adamw"
     learning_rate: float = Field(4e-3, gt=0, description="the highest rate of the policy")
@@ -157,6 +157,9 @@ class TrainConfig(Section):
     class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of a training step; auto: bfloat16 where the hardware has it"
+    )
+    freeze_norm: float = Field(
+        0.3, ge=0, le=1, description="share of the epochs, the last ones, with fixed batch-norm statistics"
     )
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     dihedral: Literal["none", "flips", "full"] = Field(

@@ -25,7 +25,9 @@ def blobs(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (images + 0.02 * rng.normal(size=images.shape)).astype(np.float32), log10_mass
 
 
-def write_prepared(path: Path, *, instrument: str = "test camera", seed: int = 0) -> Store:
+def write_prepared(
+    path: Path, *, instrument: str = "test camera", seed: int = 0, splits: dict[str, int] = SPLITS
+) -> Store:
     writer = StoreWriter(
         path,
         name="blobs",
@@ -35,10 +37,10 @@ def write_prepared(path: Path, *, instrument: str = "test camera", seed: int = 0
         dtype="float32",
         parameters={"seed": seed},
     )
-    n = sum(SPLITS.values())
+    n = sum(splits.values())
     images, log10_mass = blobs(n, seed)
     classes = np.array([("axion", "axion", "cdm", "axion", "no_sub")[i % 5] for i in range(n)])
-    split = np.repeat(list(SPLITS), list(SPLITS.values()))
+    split = np.repeat(list(splits), list(splits.values()))
     writer.append(
         images,
         {

@@ -102,6 +102,7 @@ FLAT = {"epochs": 4, "policy": "plateau", "learning_rate": 1e-30, "plateau_patie
         (BASE, {"label_sigma_dex": 0.2}),
         (BASE, {"class_weight": 2.0}),
         (BASE, {"gradient_clip": 1e-6}),
+        (BASE, {"freeze_norm": 1.0}),
         (BASE, {"dihedral": "none"}),
         (BASE, {"dihedral": "full"}),
         (FLAT, {"plateau_factor": 0.7}),
@@ -186,3 +187,17 @@ def test_into_a_pipe_it_says_one_line_an_epoch(
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 2
     assert lines[1].startswith("epoch 2/2") and "val MAE" in lines[1]
+
+
+def test_batch_norm_statistics_stay_in_the_last_epochs(
+    prepared: Store, settings: Settings, tmp_path: Path
+) -> None:
+    """A prefix of epochs ends with the statistics that the whole training keeps."""
+    frozen = run(settings(epochs=4, freeze_norm=1.0), prepared, tmp_path)
+    moved = run(settings(epochs=4, freeze_norm=0.0), prepared, tmp_path)
+    means = {
+        name: [v for key, v in result.regressor.state_dict().items() if key.endswith("running_mean")]
+        for name, result in (("frozen", frozen), ("moved", moved))
+    }
+    assert means["frozen"] and all(bool((mean == 0).all()) for mean in means["frozen"])
+    assert all(bool((mean != 0).any()) for mean in means["moved"])

@@ -1,8 +1,8 @@
 """Recalibration: what a regressor learns about its own widths from images it was not trained on.
 
-`temperature` divides the logits by one number a target (Guo et al. 2017, arXiv:1706.04599).
-`isotonic` maps the cumulative distribution through the distribution of the probability integral transform
-(Kuleshov et al. 2018, arXiv:1807.00263). `conformal` does so for central intervals alone, with the
+`temperature` divides the logits by one number a target (Guo et al. 2017, arXiv:1706.04599); the others
+begin with it. `isotonic` then maps the cumulative distribution through the distribution of the
+probability integral transform (Kuleshov et al. 2018, arXiv:1807.00263). `conformal` does so for central intervals alone, with the
 finite-sample correction of split conformal prediction (Vovk et al. 2005; Romano et al. 2019,
 arXiv:1905.03222), so that intervals cover at least as often as they say. All are in the exported model.
 """
@@ -16,6 +16,8 @@ MAPS = ("isotonic", "conformal")
 KNOTS = 64
 TAIL = 1e-4
 """The knots lie evenly in log((u + TAIL) / (1 - u + TAIL)): dense in the tails, where 95% is decided."""
+PRIOR_SHARE = 1e-6
+"""Of a mapped posterior: what is mapped to nothing in float32 stays possible."""
 FLOOR = 1e-3
 """Least slope of a map: no density becomes zero because the calibration split was small."""
 
@@ -35,9 +37,7 @@ class Recalibration(nn.Module):
         self.register_buffer("knots", _knots().float(), persistent=False)
 
     def forward(self, logits: Tensor) -> Tensor:
-        if self.method == "temperature":
-            logits = logits / self.temperature
-        probability = logits.softmax(dim=1)
+        probability = (logits / self.temperature).softmax(dim=1)
         return self._mapped(probability) if self.method in MAPS else probability
 
     def _mapped(self, probability: Tensor) -> Tensor:
@@ -48,17 +48,25 @@ class Recalibration(nn.Module):
         k = place.clamp(0, KNOTS - 1).to(torch.int64)
         share = (u - self.knots[k]) / (self.knots[k + 1] - self.knots[k])
         mapped = self.levels[k] + (self.levels[k + 1] - self.levels[k]) * share
-        return nn.functional.pad(mapped, (1, 0)).diff(dim=1).clamp_min(0)
+        share = nn.functional.pad(mapped, (1, 0)).diff(dim=1).clamp_min(0)
+        return (1 - PRIOR_SHARE) * share + PRIOR_SHARE / probability.shape[1]
 
     @torch.no_grad()
-    def fit(self, logits: Tensor, bins: Tensor, pit: Tensor) -> None:
-        """Learn from N images: logits (N, K), the bin (N,) and the PIT (N,) of each truth, uncalibrated."""
-        if self.method == "temperature":
-            self.temperature.fill_(_best_temperature(logits.double(), bins))
-        elif self.method == "isotonic":
-            self.levels.copy_(_pit_map(pit.double()))
+    def fit(self, logits: Tensor, place: Tensor) -> None:
+        """Learn from N images: logits (N, K) and where each truth lies, (N,) in bins from the lower edge."""
+        if self.method == "none":
+            return
+        logits, place = logits.double(), place.double().clamp(0, logits.shape[1])
+        bins = place.to(torch.int64).clamp(max=logits.shape[1] - 1)[:, None]
+        temperature = _best_temperature(logits, bins)
+        self.temperature.fill_(temperature)
+        probability = (logits / temperature).softmax(dim=1)
+        above = probability.gather(1, bins) * (1 - (place[:, None] - bins))
+        pit = (probability.cumsum(dim=1).gather(1, bins) - above).squeeze(1).clamp(0, 1)
+        if self.method == "isotonic":
+            self.levels.copy_(_pit_map(pit))
         elif self.method == "conformal":
-            self.levels.copy_(_conformal_map(pit.double()))
+            self.levels.copy_(_conformal_map(pit))
 
 
 def _knots() -> Tensor:
@@ -71,11 +79,11 @@ def _knots() -> Tensor:
 
 def _best_temperature(logits: Tensor, bins: Tensor) -> float:
     """The temperature of least negative log-likelihood; it is a convex problem in 1 / temperature."""
-    low, high = torch.tensor(0.1).double(), torch.tensor(10.0).double()
+    low, high = (torch.tensor(value, dtype=torch.float64, device=logits.device) for value in (0.1, 10.0))
     for _ in range(60):
         inverse = torch.sqrt(low * high)
         scaled = logits * inverse
-        own = logits.gather(1, bins[:, None]).squeeze(1)
+        own = logits.gather(1, bins).squeeze(1)
         slope = ((scaled.softmax(dim=1) * logits).sum(dim=1) - own).mean()
         low, high = (low, inverse) if slope > 0 else (inverse, high)
     return float(1 / torch.sqrt(low * high))

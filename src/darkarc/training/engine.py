@@ -120,7 +120,7 @@ def _fit(
     while state.step < n_steps and not state.stopped_early:
         epoch, position = divmod(state.step, steps_per_epoch)
         order = epoch_order(seed, epoch, len(source), device)
-        regressor.train()
+        _training_mode(regressor, epoch, settings)
         for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
             indices = order[start : start + batch_size]
             batch = augmented(source.batch(indices), indices, settings, seed, epoch)
@@ -256,6 +256,18 @@ def _finite(loss: float, epoch: int, rate: float) -> float:
             "train.learning_rate or set train.gradient_clip; the checkpoint of the epoch before is kept"
         )
     return loss
+
+
+def _training_mode(regressor: Regressor, epoch: int, settings: TrainConfig) -> None:
+    """Training mode; in the last epochs batch norms keep the statistics they will answer with.
+
+    Else the widths of the posteriors allow for the noise of batch statistics, which answers do not have.
+    """
+    regressor.train()
+    if epoch >= round((1 - settings.freeze_norm) * settings.epochs):
+        for module in regressor.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -17,8 +17,8 @@ LEAST_IMAGES = 30
 def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[str, float]:
     """Fit `model.recalibration` of every target on the calibration split; returns what to log.
 
-    Keys: `recalibration/n` images used, and `recalibration/temperature` of the first target where that is
-    the method. Raises `BatchError` if there is no calibration split.
+    Keys: `recalibration/n` images used and `recalibration/temperature` of the first target.
+    Raises `BatchError` if there is no calibration split.
     """
     if config.model.recalibration == "none":
         return {}
@@ -32,19 +32,13 @@ def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[s
         known = source.truth[:, t].isfinite()
         if int(known.sum()) < LEAST_IMAGES:
             continue
-        truth = source.truth[known, t].double()
         logits = regressor.head.logits(outputs[known, t], grid)
-        place = ((truth - grid.low) / grid.width).clamp(0, grid.bins)
-        bins = place.to(torch.int64).clamp(max=grid.bins - 1)
-        probability = logits.double().softmax(dim=1)
-        own = probability.gather(1, bins[:, None]).squeeze(1)
-        pit = probability.cumsum(dim=1).gather(1, bins[:, None]).squeeze(1) - own * (1 - (place - bins))
-        recalibration.fit(logits, bins, pit.clamp(0, 1))
+        recalibration.fit(logits, (source.truth[known, t].double() - grid.low) / grid.width)
     first = cast(Recalibration, regressor.recalibrations[0])
-    logged = {"recalibration/n": float(source.truth[:, 0].isfinite().sum())}
-    if config.model.recalibration == "temperature":
-        logged["recalibration/temperature"] = float(first.temperature)
-    return logged
+    return {
+        "recalibration/n": float(source.truth[:, 0].isfinite().sum()),
+        "recalibration/temperature": float(first.temperature),
+    }
 
 
 @torch.inference_mode()

@@ -1,0 +1,49 @@
+"""Recalibration as the stage does it: on the calibration split, into what is saved and exported."""
+
+import numpy as np
+import pytest
+import torch
+
+from darkarc import config
+from darkarc.data.batches import BatchError
+from darkarc.models import load_regressor, save_regressor
+from darkarc.training.engine import new_regressor
+from darkarc.training.recalibrate import recalibrate
+from tests.training.conftest import write_prepared
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write_prepared(tmp_path / "prepared", splits={"train": 60, "validation": 20, "calibration": 200})
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal"])
+def test_it_changes_the_answers_and_survives_saving(store, tmp_path, method):
+    settings = config.parse({"model": {"recalibration": method, "width": 0.5, "bins": 32}})
+    torch.manual_seed(0)
+    regressor = new_regressor(settings, store)
+    torch.nn.init.normal_(regressor.target_layer.bias, std=4.0)  # overconfident nonsense
+    images = store.images(slice(0, 8))
+    before = regressor.predict(images)
+    logged = recalibrate(settings, regressor, store)
+    after = regressor.predict(images)
+    assert logged["recalibration/n"] >= 30
+    assert logged["recalibration/temperature"] > 1.5
+    assert np.all(after.std > before.std)
+    save_regressor(regressor, tmp_path / "saved")
+    np.testing.assert_array_equal(load_regressor(tmp_path / "saved").predict(images).density, after.density)
+
+
+def test_without_it_nothing_changes(store):
+    settings = config.parse({"model": {"recalibration": "none", "width": 0.5}})
+    regressor = new_regressor(settings, store)
+    weights = {name: value.clone() for name, value in regressor.state_dict().items()}
+    assert recalibrate(settings, regressor, store) == {}
+    assert all(bool((value == weights[name]).all()) for name, value in regressor.state_dict().items())
+
+
+def test_a_missing_calibration_split_is_named(tmp_path):
+    store = write_prepared(tmp_path / "prepared", splits={"train": 60, "validation": 20})
+    settings = config.parse({"model": {"width": 0.5}})
+    with pytest.raises(BatchError, match=r"raise prepare\.calibration"):
+        recalibrate(settings, new_regressor(settings, store), store)
