@@ -49,7 +49,8 @@ start_ray() {  # NODELIST ARGUMENTS: in the foreground of a step, so that Slurm 
   steps+=($!)
 }
 
-start_ray "$head" --head --node-ip-address="$address" --port="$port" --include-dashboard=false
+start_ray "$head" --head --node-ip-address="$address" --port="$port" \
+  --ray-client-server-port=$((port + 20000)) --include-dashboard=false
 until ray status --address="$address:$port" > /dev/null 2>&1; do
   kill -0 "${steps[0]}" || { echo "Ray did not start on $head" >&2; exit 1; }
   sleep 2
@@ -61,11 +62,12 @@ set -m  # without job control a process in the background is deaf to SIGINT
 python -m darkarc tune "$@" --ray "$address:$port" &
 study=$!
 set +m
-trap 'kill -INT "$study"' INT TERM
-status=0
-wait "$study" || status=$?
-while kill -0 "$study" 2> /dev/null; do  # the wait has ended for the signal, not for the study
+asked=0
+trap 'asked=1; kill -INT "$study"' INT TERM
+while :; do
   status=0
   wait "$study" || status=$?
+  ((asked)) || break
+  asked=0  # this wait has ended for the signal, the next one is for the study
 done
 exit "$status"

@@ -43,8 +43,12 @@ def main() -> NoReturn:
     _stay_silent()
     try:
         app()
-    except KeyboardInterrupt as stop:
-        _fail(str(stop) or "interrupted; the same command goes on where it stopped", 130)
+    except SystemExit as end:
+        # typer turns Ctrl-C into a silent end
+        stop = end.__context__ and end.__context__.__cause__
+        if isinstance(stop, KeyboardInterrupt):
+            _fail(str(stop) or "interrupted; the same command goes on where it stopped", 130)
+        raise
     except Exception as error:
         if os.environ.get("DARKARC_DEBUG") or not _is_for_the_user(error):
             raise

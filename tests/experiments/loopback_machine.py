@@ -85,10 +85,11 @@ def loopback_machine(folder: Path, token: str) -> Iterator[Machine]:
     port = free_port()
     (folder / "ssh" / "sshd_config").write_text(_sshd_config(folder, home, port))
     ssh_here = _SSH.format(ssh=ssh, port=port)
-    _executable(laptop / "bin" / "ssh", ssh_here)
+    executable(laptop / "bin" / "ssh", ssh_here)
     (laptop / ".ray" / "auth_token").write_text(token)
     (laptop / ".ray" / "auth_token").chmod(0o600)
-    _install_environment(home / "darkarc", ssh_here)
+    install_environment(home / "darkarc")
+    executable(home / "darkarc" / ".venv" / "bin" / "ssh", ssh_here)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where Debian's sshd confines itself
     apart = _process_namespace()
@@ -142,15 +143,14 @@ def _sshd_config(folder: Path, home: Path, port: int) -> str:
     )
 
 
-def _install_environment(project: Path, ssh_here: str) -> None:
+def install_environment(project: Path) -> None:
     """What `setup_node.sh` would install is here already: two commands that lead to it, and its stamp."""
     commands = project / ".venv" / "bin"
     commands.mkdir(parents=True)
     # The code must be what the file mounts bring or what a job sends, not what is being tested from.
     start = f'export PYTHONPATH="${{PYTHONPATH:-{project}/src}}"; exec {sys.executable}'
-    _executable(commands / "python", f'{start} "$@"')
-    _executable(commands / "ssh", ssh_here)
-    _executable(commands / "ray", f'{start} -m ray.scripts.scripts "$@"')
+    executable(commands / "python", f'{start} "$@"')
+    executable(commands / "ray", f'{start} -m ray.scripts.scripts "$@"')
     wanted = (PROJECT / "requirements.lock").read_bytes() + (PROJECT / "pyproject.toml").read_bytes() + b"\n"
     (project / ".venv" / ".node").write_text(f"{hashlib.sha256(wanted).hexdigest()}  -\n")
 
@@ -166,7 +166,7 @@ def _laptop(home: Path, folder: Path) -> dict[str, str]:
     }
 
 
-def _executable(path: Path, script: str) -> None:
+def executable(path: Path, script: str) -> None:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
