@@ -2,9 +2,10 @@
 
 `temperature` divides the logits by one number a target (Guo et al. 2017, arXiv:1706.04599); the others
 begin with it. `isotonic` then maps the cumulative distribution through the distribution of the
-probability integral transform (Kuleshov et al. 2018, arXiv:1807.00263). `conformal` does so for central intervals alone, with the
-finite-sample correction of split conformal prediction (Vovk et al. 2005; Romano et al. 2019,
-arXiv:1905.03222), so that intervals cover at least as often as they say. All are in the exported model.
+probability integral transform (Kuleshov et al. 2018, arXiv:1807.00263). `conformal` does so for central
+intervals alone, with the finite-sample correction of split conformal prediction (Vovk et al. 2005; Romano
+et al. 2019, arXiv:1905.03222), so that intervals cover at least as often as they say. All of it is in the
+exported model.
 """
 
 import math
