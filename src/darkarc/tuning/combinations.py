@@ -140,6 +140,11 @@ def _numbers_only(study: Study, config: Config) -> Iterator[str]:
 
 
 def _points(study: Study, config: Config) -> Iterator[str]:
+    if study.keep_points and study.scheduler.name not in ("asha", "median"):
+        yield (
+            f"keep_points: scheduler {study.scheduler.name} cannot spare trials; leave it away, or write "
+            "scheduler: asha"
+        )
     if len(study.points) > study.budget.trials:
         yield (
             f"points: {len(study.points)} starting points, but budget.trials is {study.budget.trials}; leave "

@@ -21,7 +21,7 @@ def build_scheduler(study: Study, book: StudyBook) -> Any:
 def _asha(study: Study, book: StudyBook) -> Any:
     from ray.tune.schedulers import ASHAScheduler
 
-    scheduler = ASHAScheduler(
+    scheduler = _sparing_points(ASHAScheduler, study)(
         **_common(study),
         max_t=study.budget.epochs,
         grace_period=study.scheduler.grace_epochs,
@@ -55,7 +55,7 @@ def _median(study: Study, book: StudyBook) -> Any:
             if record.rows:
                 self._results[trial] = _decided(study, record)
 
-    scheduler = Median(
+    scheduler = _sparing_points(Median, study)(
         **_common(study),
         grace_period=study.scheduler.grace_epochs,
         min_samples_required=study.scheduler.samples,
@@ -64,6 +64,24 @@ def _median(study: Study, book: StudyBook) -> Any:
         if record.state and record.rows:
             scheduler._results[trial_id(record.number)] = _decided(study, record)
     return scheduler
+
+
+def _sparing_points(base: type, study: Study) -> type:
+    """The scheduler, under which starting points count but run to their end where the study says so."""
+    if not study.keep_points:
+        return base
+
+    class Sparing(base):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+            from ray.tune.schedulers import TrialScheduler
+
+            decision = super().on_trial_result(tune_controller, trial, result)
+            number = int(trial.trial_id.rpartition("-")[2])
+            is_point = number < len(study.points) and int(result["epoch"]) < study.budget.epochs
+            return TrialScheduler.CONTINUE if is_point else decision
+
+    Sparing.__name__ = base.__name__
+    return Sparing
 
 
 def _common(study: Study) -> dict[str, Any]:

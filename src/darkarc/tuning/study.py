@@ -67,6 +67,9 @@ class Study(Section):
     points: tuple[dict[str, Value], ...] = Field(
         (), description="tried first; a key that is left out has its value of params.yaml ({}: all of them)"
     )
+    keep_points: bool = Field(
+        False, description="asha, median: starting points run to their end, so that no winner is worse"
+    )
     resources: Resources = Resources()
     concurrent: int = Field(1, ge=1, description="trials at once; more than fit wait for resources")
     seed: int = Field(0, ge=0, lt=2**31)

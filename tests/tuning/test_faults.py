@@ -1,0 +1,243 @@
+"""Kills of workers, nodes and drivers: no trial lost, none counted twice, the same winner, the same runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from darkarc.config import Config
+from darkarc.data.store import Store
+from darkarc.tuning import StudyError, parse_study, run_study
+
+Tree = Callable[..., dict[str, Any]]
+DRIVER = Path(__file__).with_name("drive_study.py")
+N_TRIALS = 6
+N_EPOCHS = 8
+
+
+class Driver:
+    """A study in a process of its own."""
+
+    def __init__(
+        self, folder: Path, config: Config, study: dict[str, Any], prepared: Store, address: str | None
+    ) -> None:
+        self.work, self.out = folder / "work", folder / "out.json"
+        folder.mkdir(exist_ok=True)
+        facts = {
+            "config": config.dump(),
+            "study": study,
+            "prepared": str(prepared.path),
+            "work": str(self.work),
+            "address": address,
+            "out": str(self.out),
+        }
+        (folder / "study.json").write_text(json.dumps(facts))
+        self.log = folder / "log.txt"
+        self._command = [sys.executable, str(DRIVER), str(folder / "study.json")]
+        self.start()
+
+    def start(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, env=environment, stdout=log, stderr=log)
+
+    def booked(self, kind: str) -> list[dict[str, Any]]:
+        """Bodies of the book's records of a kind, as far as they are written."""
+        bodies = []
+        for path in self.work.glob("*/book.jsonl"):
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if record.get("kind") == kind:
+                    bodies.append(record["body"])
+        return bodies
+
+    def wait_for(self, kind: str, n: int, timeout_s: float = 120) -> None:
+        give_up_at = time.monotonic() + timeout_s
+        while len(self.booked(kind)) < n:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < give_up_at, f"{len(self.booked(kind))} of {n} {kind} records"
+            time.sleep(0.05)
+
+    def result(self, timeout_s: float = 200) -> dict[str, Any]:
+        assert self.process.wait(timeout_s) == 0, self.log.read_text()[-3000:]
+        return dict(json.loads(self.out.read_text()))
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(20)
+
+
+def kill_a_trial(root: psutil.Process | None = None) -> None:
+    """SIGKILL the process of one running trial below `root` (default: this process)."""
+    give_up_at = time.monotonic() + 60
+    while time.monotonic() < give_up_at:
+        for child in (root or psutil.Process()).children(recursive=True):
+            try:
+                title = " ".join(child.cmdline())
+            except psutil.Error:
+                continue
+            if title.startswith("ray::ImplicitFunc"):
+                child.kill()
+                return
+        time.sleep(0.02)
+    raise AssertionError("no trial was running")
+
+
+def check_runs(uri: str, run_id: str, n_epochs: int) -> None:
+    """One closed run a trial, with one point an epoch."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    parent = client.get_run(run_id)
+    experiment = parent.info.experiment_id
+    assert client.search_runs([experiment], "attributes.status = 'RUNNING'") == []
+    parents = client.search_runs([experiment], "tags.`darkarc.kind` = 'study'")
+    assert [run.info.run_id for run in parents] == [run_id]
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=100)
+    assert sorted(int(run.data.tags["darkarc.trial"]) for run in children) == list(range(N_TRIALS))
+    for run in children:
+        assert run.info.status == "FINISHED" and run.data.tags["darkarc.reason"] == "all epochs"
+        steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, "val_mae_dex"))
+        assert steps == dict.fromkeys(range(1, n_epochs + 1), 1)
+
+
+def check_book(driver: Driver) -> None:
+    assert sorted(body["number"] for body in driver.booked("suggestion")) == list(range(N_TRIALS))
+    assert sorted(body["number"] for body in driver.booked("end")) == list(range(N_TRIALS))
+    epochs = Counter((b["number"], row["epoch"]) for b in driver.booked("report") for row in b["rows"])
+    assert set(epochs.values()) == {1} and len(epochs) == N_TRIALS * N_EPOCHS
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, prepared: Store, tiny_config: Config
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The winner of a study that nobody kills, each study once."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def winner(study: dict[str, Any]) -> dict[str, Any]:
+        key = json.dumps(study, sort_keys=True)
+        if key not in found:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+                found[key] = Driver(folder, tiny_config, study, prepared, None).result()["document"]
+        return found[key]
+
+    return winner
+
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "random": {},
+    "grid": {
+        "algorithm": "grid",
+        "space": {
+            "model.dropout": {"choice": [0.0, 0.1, 0.2]},
+            "train.dihedral": {"choice": ["flips", "none"]},
+        },
+    },
+    "tpe": {"algorithm": {"name": "tpe", "startup_trials": 2}, "concurrent": 1},
+    "pbt": {"scheduler": {"name": "pbt", "interval_epochs": 2, "quantile": 0.34}},
+    "pb2": {"scheduler": {"name": "pb2", "interval_epochs": 2, "quantile": 0.34}},
+}
+
+
+def study_of(study_tree: Tree, name: str) -> dict[str, Any]:
+    """A report every epoch (asha that stops nobody has cuts at every one), so that kills fall between."""
+    return study_tree(budget={"trials": N_TRIALS, "epochs": N_EPOCHS}, **STUDIES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_killed_driver_goes_on_to_the_same_winner(
+    name: str,
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    undisturbed: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    study = study_of(study_tree, name)
+    driver = Driver(tmp_path / "driver", tiny_config, study, prepared, None)
+    driver.wait_for("report", 3)
+    kill_a_trial(psutil.Process(driver.process.pid))
+    driver.wait_for("report", 4)
+    driver.kill()
+    driver.start()
+    driver.wait_for("end", 2)
+    driver.kill()
+    driver.start()
+    result = driver.result()
+    assert result["document"] == undisturbed(study)
+    check_book(driver)
+    check_runs(tracked, result["run_id"], N_EPOCHS)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_driver(
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    undisturbed: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    study = {**study_of(study_tree, "random"), "concurrent": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        driver = Driver(tmp_path / "driver", tiny_config, study, prepared, cluster.address)
+        driver.wait_for("report", 2)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        driver.wait_for("end", 1)
+        kill_a_trial()
+        driver.wait_for("end", 2)
+        driver.kill()
+        driver.start()
+        result = driver.result()
+    finally:
+        cluster.shutdown()
+    expected = undisturbed(study)
+    assert result["document"] == expected
+    check_book(driver)
+    check_runs(tracked, result["run_id"], N_EPOCHS)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_study_that_resumes(
+    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str
+) -> None:
+    from mlflow import MlflowClient
+
+    study = study_of(study_tree, "random")
+    driver = Driver(tmp_path / "driver", tiny_config, study, prepared, None)
+    driver.wait_for("report", 3)
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.process.wait(60) != 0
+    assert "--resume" in driver.log.read_text()
+    assert MlflowClient(tracked).search_runs(["1"], "attributes.status = 'RUNNING'") == []
+    with pytest.raises(StudyError, match=r"was interrupted; go on with `--resume`"):
+        run_study(tiny_config, parse_study(study, tiny_config), prepared, work=driver.work, progress=False)
+    driver.start()
+    result = driver.result()
+    check_book(driver)
+    check_runs(tracked, result["run_id"], N_EPOCHS)
