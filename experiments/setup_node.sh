@@ -11,7 +11,7 @@ if [[ "$(cat .venv/.node 2>/dev/null)" != "$wanted" ]]; then
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --require-hashes -r requirements.lock
   .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-  [[ $# -eq 0 ]] || .venv/bin/python -m pip install --quiet "$@"
+  [[ $# -eq 0 ]] || .venv/bin/python -m uv pip install --quiet --python .venv/bin/python "$@"
   echo "$wanted" > .venv/.node
 fi
 
