@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from darkarc import config
 
 PROJECT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -54,7 +57,7 @@ def project(tmp_path_factory) -> Path:
             shutil.copytree(source, folder / part, ignore=ignore)
         else:
             shutil.copy(source, folder / part)
-    (folder / "params.yaml").write_text(yaml.safe_dump(SMALL))
+    (folder / "params.yaml").write_text(whole(SMALL))
     (folder / "experiments/small.yaml").write_text(yaml.safe_dump(STUDY))
     run("git", "init", "-q", cwd=folder)
     run("dvc", "init", "-q", cwd=folder)
@@ -62,6 +65,11 @@ def project(tmp_path_factory) -> Path:
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "start", cwd=folder)
     run("dvc", "repro", cwd=folder)
     return folder
+
+
+def whole(tree: dict[str, Any]) -> str:
+    """params.yaml with every key: DVC reads some of them itself."""
+    return yaml.safe_dump(config.parse(tree).dump())
 
 
 def run(*words: str, cwd: Path) -> str:
@@ -132,12 +140,10 @@ def test_parameters_run_again_what_they_concern_and_nothing_before(project):
     assert ran(said) == []
     before = (project / "params.yaml").read_text()
     try:
-        (project / "params.yaml").write_text(yaml.safe_dump({**SMALL, "train": {"epochs": 3}}))
-        assert ran(run("dvc", "repro", "--dry", cwd=project)) == [
-            "train", "evaluate", "register", "export"
-        ]  # fmt: skip
+        (project / "params.yaml").write_text(whole({**SMALL, "train": {"epochs": 3}}))
+        assert ran(run("dvc", "repro", "--dry", cwd=project)) == ["train"]
         changed = {**SMALL, "simulate": {**SMALL["simulate"], "n_axion": 361}}
-        (project / "params.yaml").write_text(yaml.safe_dump(changed))
+        (project / "params.yaml").write_text(whole(changed))
         assert ran(run("dvc", "repro", "--dry", cwd=project))[0] == "simulate"
     finally:
         (project / "params.yaml").write_text(before)
