@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
 from darkarc.tuning.data_view import SearchView
 from darkarc.tuning.figures import draw_figures
 from darkarc.tuning.study import Study, StudyError, load_study
+from darkarc.tuning.trial import Trainable, TrialSettings, make_trainable
 from darkarc.tuning.winner import no_search, winner_document, write_winner
 
 WORK = Path(".darkarc/tune")
@@ -101,8 +102,10 @@ def run_study(
     resume: bool = False,
     address: str | None = None,
     progress: bool = True,
+    trainable: Callable[[TrialSettings], Trainable] = make_trainable,
 ) -> StudyResult:
-    """Run a study on the train and validation splits of a prepared store. Arguments as of `tune_stage`."""
+    """Run a study on the train and validation splits of a prepared store. Arguments as of `tune_stage`;
+    `trainable` makes what Ray runs for each trial."""
     view = SearchView.of(prepared, study.train_share, config.seed)
     identity = study_identity(config, study, view)
     folder = Path(os.path.abspath(work)) / f"{study.name}-{_digest(identity)}"
@@ -116,7 +119,8 @@ def run_study(
             parent.log_dict(study.dump(), "study.yaml")
             if not book.over:
                 with _environment(ENVIRONMENT), _ray(study, address):
-                    _search(config, study, view, book, parent, folder, storage, progress)
+                    settings = TrialSettings(config.dump(), study.dump(), os.path.abspath(view.path))
+                    _search(config, study, trainable(settings), book, parent, folder, storage, progress)
             document = winner_document(config, study, book)
             for path in draw_figures(study, book, folder / "figures"):
                 parent.log_artifact(path, "figures")
@@ -156,7 +160,7 @@ def _clear_the_way(folder: Path, resume: bool) -> None:
 def _search(
     config: Config,
     study: Study,
-    view: SearchView,
+    trainable: Trainable,
     book: StudyBook,
     parent: Any,
     folder: Path,
@@ -172,10 +176,8 @@ def _search(
     from darkarc.tuning.runs import TrialRuns
     from darkarc.tuning.schedulers import build_scheduler
     from darkarc.tuning.search import StudySearch
-    from darkarc.tuning.trial import TrialSettings, make_trainable
 
     place = storage or str(folder / "ray")
-    settings = TrialSettings(config.dump(), study.dump(), os.path.abspath(view.path))
     scheduler = build_scheduler(study, book)
     search = StudySearch(study, Proposer(study, config), book)
     runs = TrialRuns(config, study, book, parent)
@@ -191,7 +193,7 @@ def _search(
     try:
         with display, _signals_kept():
             tune.run(
-                tune.with_resources(make_trainable(settings), resources),
+                tune.with_resources(trainable, resources),
                 name=session,
                 search_alg=search,
                 scheduler=scheduler,

@@ -62,9 +62,7 @@ def make_bank(preset: str | Preset, distances: str) -> Bank:
     axis = torch.linspace(*preset.source.position_arcsec, TEMPLATES, dtype=torch.float64)
     sources = torch.cartesian_prod(axis, axis)
     point = (plane[0][-1], plane[1][-1])
-    templates = torch.cat(
-        [observe(preset, *point, sources[rows]) for rows in blocks(preset, len(sources))]
-    )
+    templates = torch.cat([observe(preset, *point, sources[rows]) for rows in blocks(preset, len(sources))])
     return Bank(preset, distances, nodes, plane, sources, templates)
 
 

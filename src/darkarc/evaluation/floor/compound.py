@@ -59,15 +59,15 @@ class CompoundTable:
             log_probability(mean, background * np.exp(step), counts) for step in (-_TAU_STEP, 0.0, _TAU_STEP)
         )
         by_tau = (above - below) / (2 * _TAU_STEP)
-        by_tau2 = (above - 2 * here + below) / _TAU_STEP**2
         by_mean = CubicSpline(self.w, here, axis=1)(self.w, 1) / self.w
         self.information = self._information(np.exp(here), by_mean, by_tau)
         here = here - here.max(axis=1, keepdims=True)
         kept = slice(0, largest_count + 1)
-        splines = [CubicSpline(self.w, table[kept], axis=1).c for table in (here, by_tau, by_tau2)]
-        # (table, power, piece, count) -> (count, piece, table, power): one pixel's numbers lie together.
-        coefficients = np.stack(splines).transpose(3, 2, 0, 1).reshape(-1, 12)
-        self.coefficients = torch.from_numpy(np.ascontiguousarray(coefficients, dtype=np.float32))
+        cubic = CubicSpline(self.w, here[kept], axis=1).c  # (power, piece, count)
+        columns = [*cubic, by_tau[kept, :-1].T, by_tau[kept, 1:].T]
+        # A row for each (count, piece): the numbers that one pixel needs lie together.
+        self.coefficients = torch.from_numpy(np.stack(columns, axis=-1).transpose(1, 0, 2).astype(np.float32))
+        self.coefficients = self.coefficients.reshape(-1, len(columns)).contiguous()
         self.pieces = len(self.w) - 1
 
     @staticmethod
@@ -85,14 +85,15 @@ class CompoundTable:
         w = torch.sqrt(2 * mean + self.background2)
         place = (w - self.w[0]) / _STEP
         piece = place.long().clamp_(0, self.pieces - 1)
-        away = (place - piece) * _STEP
-        rows = self.coefficients[counts * self.pieces + piece]
-        c = rows.unflatten(-1, (3, 4)).movedim(-1, 0)  # (power, B, H, W, table)
-        x = away[..., None]
-        value, d1, d2 = (((c[0] * x + c[1]) * x + c[2]) * x + c[3]).unbind(-1)
-        slope = ((3 * c[0] * x + 2 * c[1]) * x + c[2])[..., 0] / w
+        share = place - piece
+        rows = self.coefficients.index_select(0, (counts * self.pieces + piece).flatten())
+        c3, c2, c1, c0, tau_low, tau_high = rows.t().contiguous().unflatten(1, mean.shape)
+        x = share * _STEP
+        value = ((c3 * x + c2) * x + c1) * x + c0
+        slope = ((3 * c3 * x + 2 * c2) * x + c1) / w
+        low, high = (self.information[:, part.flatten()] for part in (piece, piece + 1))
+        uu, ut, tt = torch.lerp(low, high, share.flatten()).unflatten(1, mean.shape)
         delta = delta.to(mean.dtype)[:, None, None]
-        share = away / _STEP
-        low, high = self.information[:, piece], self.information[:, piece + 1]
-        uu, ut, tt = (low + share * (high - low)).unbind(0)
-        return value + delta * (d1 + 0.5 * delta * d2), slope, uu, d1 + delta * d2, ut, tt
+        by_tau = torch.lerp(tau_low, tau_high, share)
+        # The second derivative by tau is taken at its expectation.
+        return value + delta * (by_tau - 0.5 * delta * tt), slope, uu, by_tau - delta * tt, ut, tt

@@ -27,8 +27,12 @@ LIKELY = 12.0
 """Nodes whose log-evidence is this much below the best are left out: a part of 1e-5 of the probability."""
 BEAM = 32
 """So many of the best nodes get their neighbours at every spacing, however unlikely they are there."""
-ROWS, COLUMNS = 9, 7
-"""Likely nodes that have to resolve the posterior along the mass and, on average, along the angle."""
+ROWS, COLUMNS = 9, 6
+"""Likely nodes that have to span the posterior along the mass and, on average, along the angle."""
+CURVATURE = 0.8
+"""Largest mean curvature -d² ln p of a step, (spacing / sigma)² of a Gaussian, that counts as resolved."""
+STEEPEST = 4.0
+"""The most that one node adds to that mean, so that a cliff is resolved by enough nodes on top of it."""
 LARGEST = 20_000
 """Nodes after which the lattice is refined no further."""
 
@@ -107,13 +111,33 @@ class Lattice:
             self.evaluate(places, parents)
 
     def too_coarse(self) -> tuple[bool, bool]:
-        """Is the likely region resolved by too few rows (mass), by too few columns (angle)?"""
-        likely = self.on_present() & (self.value > self.value.max() - LIKELY)
-        rows = self.places[likely, 0]
+        """Is the likely region resolved too coarsely along the mass, along the angle?"""
+        curve = mass_curve(self)
+        gap = np.diff(curve.log10_mass_ev) > 1.5 * curve.spacing
+        # Where the next row is absent it is improbable; beyond an end of the prior nothing is known to bend.
+        left = np.concatenate([[-LIKELY], np.where(gap, -LIKELY, curve.value[:-1])])
+        right = np.concatenate([np.where(gap, -LIKELY, curve.value[1:]), [-LIKELY]])
+        bend = 2 * curve.value - left - right
+        at_end = (curve.rows == 0) | (curve.rows == self.last)
+        along_mass = _mean_curvature(curve.value, np.where(at_end, 0.0, bend))
+        likely = np.flatnonzero(self.on_present() & (self.value > self.value.max() - LIKELY))
+        along_angle = _mean_curvature(self.value[likely], self._bend_along_angle(likely))
+        _, row, count = np.unique(self.places[likely, 0], return_inverse=True, return_counts=True)
         weight = np.exp(self.value[likely] - self.value.max())
-        _, row, count = np.unique(rows, return_inverse=True, return_counts=True)
         columns = float(np.sum(weight * count[row]) / weight.sum())
-        return len(count) < ROWS, columns < COLUMNS
+        return (
+            len(curve.value) < ROWS or along_mass > CURVATURE,
+            columns < COLUMNS or along_angle > CURVATURE,
+        )
+
+    def _bend_along_angle(self, members: NDArray[np.intp]) -> Floats:
+        step = self.spacing[1]
+        bend = np.empty(len(members))
+        for n, member in enumerate(members):
+            i, j = self.places[member].tolist()
+            sides = [self.known.get(self._key(i, (j + d) % self.round), member) for d in (-step, step)]
+            bend[n] = 2 * self.value[member] - self.value[sides].sum()
+        return bend
 
     def refine(self) -> None:
         """Fill and halve spacings until the likely region is resolved."""
@@ -126,13 +150,19 @@ class Lattice:
             self.fill()
 
 
+def _mean_curvature(value: Floats, bend: Floats) -> float:
+    weight = np.exp(value - value.max())
+    return float(np.sum(weight * np.clip(bend, 0.0, STEEPEST)) / weight.sum())
+
+
 @dataclass(frozen=True, eq=False)
 class MassCurve:
-    """Log-evidence, up to a constant, of rows of the lattice: log10 masses (R,), rising, and the spacing."""
+    """Log-evidence (R,), up to a constant, of rows of the lattice: log10 masses (R,), rising, their spacing."""
 
     log10_mass_ev: Floats
     value: Floats
     spacing: float
+    rows: NDArray[np.int64]
 
 
 def mass_curve(lattice: Lattice) -> MassCurve:
@@ -142,6 +172,5 @@ def mass_curve(lattice: Lattice) -> MassCurve:
     rows, row = np.unique(places[:, 0], return_inverse=True)
     total = np.zeros(len(rows))
     np.add.at(total, row, np.exp(value - value.max()))
-    return MassCurve(
-        lattice.low + lattice.unit[0] * rows, np.log(total), lattice.unit[0] * lattice.spacing[0]
-    )
+    unit = lattice.unit[0]
+    return MassCurve(lattice.low + unit * rows, np.log(total), unit * lattice.spacing[0], rows)

@@ -132,7 +132,9 @@ def why_no_floor(preset: str | Preset, noise: str) -> str:
     if noise == "none":
         return "without noise an image fixes its parameters up to rounding"
     if noise == "published" and not preset.counts:
-        return f"the published form of {preset.name} is the doubled model without noise: only rounding limits it"
+        return (
+            f"the published form of {preset.name} is the doubled model without noise: only rounding limits it"
+        )
     return ""
 
 

@@ -82,9 +82,7 @@ def scored(
     return assemble(likelihood.terms(u, tau), jacobian * seconds[:, None], u, True)
 
 
-def fit(
-    preset: Preset, likelihood: PixelLikelihood, plane: Plane, start: Tensor, *, rounds: int = 6
-) -> Fit:
+def fit(preset: Preset, likelihood: PixelLikelihood, plane: Plane, start: Tensor, *, rounds: int = 6) -> Fit:
     """Fisher scoring from `start` (B, P) on the planes (B, H, W); a step that loses is halved and tried again.
 
     Ends once no node promises more than 0.02 of log-likelihood; what is promised is added to the value.

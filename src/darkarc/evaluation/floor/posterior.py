@@ -108,9 +108,7 @@ def _curve(form: Form, image: NDArray[np.generic]) -> MassCurve:
 
 
 @contextmanager
-def _curves(
-    images: Iterable[NDArray[np.generic]], form: Form, workers: int
-) -> Iterator[Iterator[MassCurve]]:
+def _curves(images: Iterable[NDArray[np.generic]], form: Form, workers: int) -> Iterator[Iterator[MassCurve]]:
     """Curves of the images in order: here, or over processes of one thread each."""
     if workers == 1:
         # The blocks are too small for several threads, which cost more than they bring on busy cores.
