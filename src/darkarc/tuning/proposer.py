@@ -49,7 +49,7 @@ class Proposer:
             trial = self.optuna.ask()
             assert trial.number == number, (trial.number, number)
             assignment = _ask(self._study, trial)
-        hints = self.optuna.trials[number].system_attrs
+        hints = self._frozen(number).system_attrs
         return assignment, {key: value for key, value in hints.items() if key != "fixed_params"}
 
     def recall(self, record: TrialRecord) -> None:
@@ -82,6 +82,10 @@ class Proposer:
             self._report(record)
             self.optuna.tell(record.number, state=states.PRUNED)
 
+    def _frozen(self, number: int) -> "optuna.trial.FrozenTrial":
+        """One trial; without a copy of all others, which thousands of trials would pay for."""
+        return self.optuna.get_trials(deepcopy=False)[number]
+
     def _report(self, record: TrialRecord) -> None:
         """Values by epoch: TPE ranks a pruned trial by how far it came, then by its value there."""
         import optuna
@@ -89,7 +93,7 @@ class Proposer:
         if len(self._study.objectives) > 1:
             return
         (name,) = self._study.objectives
-        trial = optuna.trial.Trial(self.optuna, self.optuna.trials[record.number]._trial_id)
+        trial = optuna.trial.Trial(self.optuna, self._frozen(record.number)._trial_id)
         for epoch, row in sorted(record.rows.items()):
             trial.report(row[name], epoch)
 

@@ -48,18 +48,18 @@ class TrialRuns:
         self._attempt(lambda: self._open(number))
 
     def end(self, number: int) -> None:
-        """Close the run with its reason of stopping, and note what the study has cost so far."""
+        """Close the run with its reason of stopping."""
         self._attempt(lambda: self._close(number))
-        ended = sum(1 for trial in self._book.trials.values() if trial.state)
-        self._parent.log_metrics(self.costs(), step=ended)
 
     def flush(self) -> None:
-        """Send what waits, at most every few seconds."""
+        """Send what waits, and what the study has cost so far, at most every few seconds."""
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._attempt(self._send_all)
+            self._log_costs()
 
     def finish(self, patience_s: float) -> None:
         """Send everything and leave no run RUNNING: a trial that is not over is KILLED until it goes on."""
+        self._log_costs()
         give_up_at = time.monotonic() + patience_s
         self._retry_at = 0.0
         while not self._attempt(self._close_all):
@@ -80,6 +80,10 @@ class TrialRuns:
         }
         best = best_trial(self._study, self._book)
         return spent | ({f"best_{name}": best.last[name] for name in self._study.objectives} if best else {})
+
+    def _log_costs(self) -> None:
+        ended = sum(1 for trial in self._book.trials.values() if trial.state)
+        self._parent.log_metrics(self.costs(), step=ended)
 
     def _attempt(self, action: Callable[[], object]) -> bool:
         if time.monotonic() < self._retry_at:
@@ -189,6 +193,8 @@ class TrialRuns:
         }
 
     def _close(self, number: int) -> None:
+        from mlflow.entities import RunTag
+
         client = self._connect()
         record = self._book.trials[number]
         if self._waiting(record):
@@ -197,8 +203,9 @@ class TrialRuns:
         status = {"": "KILLED", FAILED: "FAILED"}.get(record.state, "FINISHED")
         if self._statuses[number] == status:
             return
-        client.set_tag(run_id, "darkarc.state", record.state or "interrupted")
-        client.set_tag(run_id, "darkarc.reason", record.reason or "the study was interrupted")
+        reason = record.reason or "the study was interrupted"
+        tags = {"darkarc.state": record.state or "interrupted", "darkarc.reason": reason[:5000]}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         client.set_terminated(run_id, status=status)
         self._statuses[number] = status
 
