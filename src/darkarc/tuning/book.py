@@ -4,6 +4,7 @@ All that a study can go on from after a kill is here, in lines of JSON with chec
 (`tracking.Journal`): nothing has to be unpickled, and one driver at a time holds it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class StudyBook:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.exchanges: list[dict[str, Any]] = []
+        self.losses: Counter[int] = Counter()  # of this session: trials whose worker died before it worked
         self.over = False
         self.sessions = 0
         self._journal = Journal(path)
@@ -114,6 +116,11 @@ class StudyBook:
     def end(self, number: int, state: str, reason: str) -> None:
         if not self.trials[number].state:
             self._note("end", {"number": number, "state": state, "reason": reason})
+
+    def will_return(self, trial: Any, max_failures: int) -> bool:
+        """Whether a trial that Ray gives up goes out again: its worker died while it was being set up, and
+        such a trial Ray does not start once more, whatever `max_failures` says."""
+        return bool(trial.status == "PENDING") and self.losses[trial.config["number"]] < max_failures
 
     def name_run(self, number: int, run_id: str) -> None:
         self._note("run", {"number": number, "run_id": run_id})

@@ -61,6 +61,8 @@ class StudyCallback(LoggerCallback):
         if failed and trial.error_file:
             self.errors.append(_last_line(trial.error_file))
         self._display.running.discard(number)
+        if not self._book.trials[number].state:
+            return  # it comes back
         self._drop_checkpoints(trial, 0 if not self._study.is_population else KEPT_CHECKPOINTS)
         self._runs.end(number)
 

@@ -119,6 +119,9 @@ def _generations(base: type) -> type:
                 return TrialScheduler.CONTINUE  # nothing is left to train after an exchange
             for lost in self._gone:
                 self._trial_state[lost].last_train_time = self._next_perturbation_sync
+            if self._missing(tune_controller) and epoch >= self._next_perturbation_sync:
+                self._save_trial_state(self._trial_state[trial], epoch, result, trial)
+                return TrialScheduler.PAUSE
             with _stream(self._study.seed, epoch), warnings.catch_warnings():
                 # PB2's Gaussian process tells of bounds that nobody here has set.
                 warnings.simplefilter("ignore")
@@ -126,11 +129,21 @@ def _generations(base: type) -> type:
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             super().on_trial_error(tune_controller, trial)
-            self._without(tune_controller, trial)
+            if self._book.will_return(trial, self._study.max_failures):
+                self._trial_state[trial].last_score = None
+            else:
+                self._without(tune_controller, trial)
 
         def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
             super().on_trial_complete(tune_controller, trial, result)
             self._without(tune_controller, trial)
+
+        def _missing(self, tune_controller: Any) -> set[int]:
+            """Members that are not there yet, or not there again."""
+            lost = {trial.config["number"] for trial in self._gone}
+            there = {trial.config["number"] for trial in tune_controller.get_live_trials()}
+            failed = {trial.number for trial in self._book.trials.values() if trial.state == "failed"}
+            return set(range(self._study.budget.trials)) - there - lost - failed
 
         def _without(self, tune_controller: Any, trial: Any) -> None:
             """Go on without a trial; if all others waited for it alone, their exchange is due now."""
@@ -139,13 +152,20 @@ def _generations(base: type) -> type:
             self._gone.append(trial)
             waiting = [other for other in tune_controller.get_live_trials() if other not in self._gone]
             states = [self._trial_state[other] for other in waiting]
-            if waiting and all(
-                other.status == "PAUSED" and held.last_train_time >= self._next_perturbation_sync
-                for other, held in zip(waiting, states, strict=True)
+            if (
+                waiting
+                and not self._missing(tune_controller)
+                and all(
+                    other.status == "PAUSED" and held.last_train_time >= self._next_perturbation_sync
+                    for other, held in zip(waiting, states, strict=True)
+                )
             ):
                 self.on_trial_result(tune_controller, waiting[0], states[0].last_result)
 
         def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            if hasattr(self, "data"):
+                # In the order of trials, not in that of their arrival: the fit depends on it.
+                self.data = self.data.sort_values(["Time", "Trial"]).reset_index(drop=True)
             config, operations = super()._get_new_config(trial, trial_to_clone)
             number, donor = trial.config["number"], trial_to_clone.config["number"]
             config = {**config, "number": number, "start": "", "announce": False}
@@ -171,15 +191,22 @@ def observations(study: Study, book: "StudyBook", before: int) -> Any:
             reward = sign * trial.rows[epoch][metric]
             rows.append([trial_id(trial.number), epoch, *trial.positions[epoch].values(), reward])
         for event in book.exchanges:
-            if event["epoch"] == epoch:
+            # PB2 adds no row for a copy whose parameters it could not choose yet.
+            moved = event["position"] != book.trials[event["donor"]].positions.get(epoch)
+            if event["epoch"] == epoch and moved:
                 reward = sign * book.trials[event["donor"]].rows[epoch][metric]
                 rows.append([trial_id(event["number"]), epoch, *event["position"].values(), reward])
     return pd.DataFrame(rows, columns=["Trial", "Time", *study.space, "Reward"]) if rows else pd.DataFrame()
 
 
-def trial_id(number: int) -> str:
-    """Ray's identifier of a trial: the same in every session of a study."""
-    return f"trial-{number:05d}"
+def trial_id(number: int, times_lost: int = 0) -> str:
+    """Ray's identifier of a trial: the same in every session of a study, another one each time it is lost."""
+    return f"trial-{number:05d}" + (f"-{times_lost}" if times_lost else "")
+
+
+def number_of(identifier: str) -> int:
+    """The trial's number in its identifier."""
+    return int(identifier.split("-")[1])
 
 
 @contextlib.contextmanager

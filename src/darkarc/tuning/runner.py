@@ -20,6 +20,7 @@ from darkarc.tracking import start_run
 from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
 from darkarc.tuning.data_view import SearchView
 from darkarc.tuning.figures import draw_figures
+from darkarc.tuning.population import trial_id
 from darkarc.tuning.study import Study, StudyError, load_study
 from darkarc.tuning.trial import Trainable, TrialSettings, make_trainable
 from darkarc.tuning.winner import no_search, winner_document, write_winner
@@ -37,6 +38,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A study goes on from its own book; Ray's snapshots grow with the number of trials.
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    # A worker takes its next trial once the last one has left; on a busy machine that takes a while.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     # The new output prints banners at every verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -218,7 +221,8 @@ def _search(
 
 
 def _name(trial: Any) -> str:
-    return str(trial.trial_id)
+    """The same however often the trial was lost: PB2 knows trials by their names."""
+    return trial_id(trial.config["number"])
 
 
 @contextlib.contextmanager

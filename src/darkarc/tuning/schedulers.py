@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from darkarc.tuning.book import StudyBook, TrialRecord
-from darkarc.tuning.population import population_scheduler, trial_id
+from darkarc.tuning.population import number_of, population_scheduler, trial_id
 from darkarc.tuning.study import Study
 
 
@@ -76,7 +76,7 @@ def _sparing_points(base: type, study: Study) -> type:
             from ray.tune.schedulers import TrialScheduler
 
             decision = super().on_trial_result(tune_controller, trial, result)
-            number = int(trial.trial_id.rpartition("-")[2])
+            number = number_of(trial.trial_id)
             is_point = number < len(study.points) and int(result["epoch"]) < study.budget.epochs
             return TrialScheduler.CONTINUE if is_point else decision
 

@@ -8,7 +8,7 @@ from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_par
 from ray.tune.search import SearchAlgorithm
 
 from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook, TrialRecord
-from darkarc.tuning.population import last_generation, position_of, trial_id
+from darkarc.tuning.population import last_generation, number_of, position_of, trial_id
 from darkarc.tuning.proposer import Proposer
 from darkarc.tuning.study import Study
 
@@ -23,7 +23,7 @@ class StudySearch(SearchAlgorithm):
         self._study = study
         self._proposer = proposer
         self._book = book
-        self._live: set[int] = set()
+        self._live: dict[int, Trial] = {}
         self.ends_at = float("inf")
         for record in sorted(book.trials.values(), key=lambda record: record.number):
             proposer.recall(record)
@@ -51,9 +51,11 @@ class StudySearch(SearchAlgorithm):
         else:
             number = len(self._book.trials)
             record = self._book.suggest(number, *self._proposer.suggest(number))
-        self._live.add(record.number)
         spec = {**self._experiment.spec, "config": self._config(record)}
-        return _create_trial_from_spec(spec, self._parser, trial_id=trial_id(record.number))
+        identifier = trial_id(record.number, self._book.losses[record.number])
+        trial = _create_trial_from_spec(spec, self._parser, trial_id=identifier)
+        self._live[record.number] = trial
+        return trial
 
     def is_finished(self) -> bool:
         """Whether every trial has been handed out."""
@@ -63,10 +65,14 @@ class StudySearch(SearchAlgorithm):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        record = self._book.trials[int(trial_id.rpartition("-")[2])]
-        if record.number not in self._live:
+        record = self._book.trials[number_of(trial_id)]
+        trial = self._live.pop(record.number, None)
+        if trial is None:
             return
-        self._live.discard(record.number)
+        if error and not record.state and self._book.will_return(trial, self._study.max_failures):
+            self._book.losses[record.number] += 1
+            self._again.insert(0, record)
+            return
         self._book.end(record.number, *self._how_it_ended(record, error))
         if not self._study.is_population:
             self._proposer.tell(record)
@@ -82,6 +88,8 @@ class StudySearch(SearchAlgorithm):
         if not self._study.is_population:
             start = record.checkpoints.get(max(record.checkpoints, default=0), "")
             return {**config, "start": start, "assignment": record.assignment}
+        if self._book.losses[record.number]:
+            return {**config, **self._where_it_stood(record)}
         done = last_generation(self._study, self._book)
         position = record.positions[done] if done else position_of(self._study, record.assignment)
         return {
@@ -90,6 +98,18 @@ class StudySearch(SearchAlgorithm):
             "start": record.checkpoints.get(done, ""),
             "announce": done > 0,
         }
+
+    def _where_it_stood(self, record: TrialRecord) -> dict[str, Any]:
+        """Of a population: a member lost within a session goes on from its last report or exchange."""
+        epoch = max(record.positions, default=0)
+        moves = [
+            e for e in self._book.exchanges if e["number"] == record.number and e["epoch"] >= max(epoch, 1)
+        ]
+        if moves:
+            donor = self._book.trials[moves[-1]["donor"]]
+            return {**moves[-1]["position"], "start": donor.checkpoints[moves[-1]["epoch"]]}
+        position = record.positions[epoch] if epoch else position_of(self._study, record.assignment)
+        return {**position, "start": record.checkpoints.get(epoch, "")}
 
     def _how_it_ended(self, record: TrialRecord, error: bool) -> tuple[str, str]:
         if error:
