@@ -1,4 +1,4 @@
-"""MkDocs hook: fills `parameters.md` with a table of every key of `params.yaml`, read from the validated sections."""
+"""MkDocs hook: fills `parameters.md` with a table of every key, read from the validated sections."""
 
 from typing import Any
 
@@ -30,5 +30,10 @@ def _allowed(field: FieldInfo) -> str:
     if options and all(isinstance(option, str) for option in options):
         return ", ".join(f"`{option}`" for option in options)
     bounds = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    found = [f"{sign} {getattr(rule, word)}" for rule in field.metadata for word, sign in bounds.items() if hasattr(rule, word)]
+    found = [
+        f"{sign} {getattr(rule, word)}"
+        for rule in field.metadata
+        for word, sign in bounds.items()
+        if hasattr(rule, word)
+    ]
     return ", ".join(found) or getattr(field.annotation, "__name__", "")

@@ -392,6 +392,28 @@ def server(
     raise typer.Exit(serve_team(settings))
 
 
+@_verb("darkarc floor data/prepared --images 100 --workers 2")
+def floor(
+    store: Annotated[Path, typer.Argument(help="A simulated or DeepLense store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path("reports/floor.json"),
+    images: Annotated[
+        int, typer.Option(min=1, help="Axion images, of the test split if there is one.")
+    ] = 100,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compute exact posteriors: the error on these images that no regressor can get below."""
+    from darkarc.data.store import Store
+    from darkarc.evaluation.floor import floor_stage
+
+    found = floor_stage(
+        Store.open(store), out, images=images, workers=workers or _cores(), progress=not quiet
+    )
+    error = found["standard_error"]["mae_dex"]
+    uncertainty = "" if error is None else f" +- {error:.4f}"
+    _say(f"{out}: MAE {found['mae_dex']:.4f}{uncertainty} dex over {found['n_images']} images")
+
+
 @_verb("darkarc ui --port 5001")
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback.")] = 5000,

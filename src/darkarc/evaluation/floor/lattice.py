@@ -57,7 +57,7 @@ class Lattice:
         return i * self.round + j
 
     def neighbours(self, members: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
-        """Unknown nodes beside the members, a step of the present spacing away, and whose neighbour each is."""
+        """Unknown nodes a step of the present spacing beside the members, and whose neighbour each is."""
         step_i, step_j = self.spacing
         found: dict[int, tuple[int, int]] = {}
         parents = []
@@ -157,7 +157,7 @@ def _mean_curvature(value: Floats, bend: Floats) -> float:
 
 @dataclass(frozen=True, eq=False)
 class MassCurve:
-    """Log-evidence (R,), up to a constant, of rows of the lattice: log10 masses (R,), rising, their spacing."""
+    """Log-evidence (R,), up to a constant, of lattice rows: log10 masses (R,), rising, their spacing."""
 
     log10_mass_ev: Floats
     value: Floats
@@ -166,7 +166,7 @@ class MassCurve:
 
 
 def mass_curve(lattice: Lattice) -> MassCurve:
-    """The angle summed over (the trapezoidal rule on a periodic lattice); rows without likely nodes are absent."""
+    """The angle summed over (trapezoidal rule, periodic lattice); rows without likely nodes are absent."""
     likely = lattice.on_present() & (lattice.value > lattice.value.max() - LIKELY)
     places, value = lattice.places[likely], lattice.value[likely]
     rows, row = np.unique(places[:, 0], return_inverse=True)

@@ -46,7 +46,7 @@ class PixelLikelihood(Protocol):
 
 
 class RateLikelihood:
-    """Models II and III, physical: a normal variate with variance sigma_b² + max(u, 0) / t, as it is drawn."""
+    """Models II and III, physical: a normal variate of variance sigma_b² + max(u, 0) / t, as drawn."""
 
     fits_exposure = False
 
@@ -141,7 +141,7 @@ def why_no_floor(preset: str | Preset, noise: str) -> str:
 def pixel_likelihood(preset: Preset, noise: str, image: Tensor, exposure_s: float) -> PixelLikelihood:
     """The likelihood of an image (H, W), in the form that `add_noise` stores.
 
-    exposure_s: the total exposure of models II and III; for Model I, which does not tell it, a first estimate.
+    exposure_s: the total exposure of models II and III; for Model I, which hides it, a first estimate.
     Raises `NoFloor` for a form without noise.
     """
     reason = why_no_floor(preset, noise)

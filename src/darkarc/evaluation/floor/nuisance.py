@@ -27,7 +27,7 @@ _SETTLED = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Nuisance parameters (B, P) at B nodes, the log-likelihood (B,) at its top, the information (B, P, P)."""
+    """Nuisance parameters (B, P) at B nodes, log-likelihood (B,) at its top, information (B, P, P)."""
 
     parameters: Tensor
     value: Tensor
@@ -83,7 +83,7 @@ def scored(
 
 
 def fit(preset: Preset, likelihood: PixelLikelihood, plane: Plane, start: Tensor, *, rounds: int = 6) -> Fit:
-    """Fisher scoring from `start` (B, P) on the planes (B, H, W); a step that loses is halved and tried again.
+    """Fisher scoring from `start` (B, P) on planes (B, H, W); a step that loses is halved, tried again.
 
     Ends once no node promises more than 0.02 of log-likelihood; what is promised is added to the value.
     """

@@ -37,9 +37,9 @@ def exact_posterior(
 ) -> Posterior:
     """Posterior of log10 m, on the simulator's prior, of axion images (N, H, W) in the form that is stored.
 
-    The likelihood is the simulator's own; angle, source position and (Model I, whose files do not tell it) the
-    exposure are integrated out over their priors. That the lens is axion-like is taken as given. The same
-    image gives the same bits whatever stands beside it and however many `workers` (processes) there are.
+    The likelihood is the simulator's own; angle, source position and (Model I, whose files do not tell
+    it) the exposure are integrated out over their priors. That the lens is axion-like is taken as given.
+    The same image gives the same bits whatever stands beside it and however many `workers` (processes) there are.
     advance: called once an image, in order.
 
     Raises `NoFloor` for a form without noise and for images of another size.

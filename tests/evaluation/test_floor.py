@@ -1,0 +1,65 @@
+"""The information floor: exact posteriors are calibrated, sharp where they can be, and honest where not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from darkarc import config
+from darkarc.data.generate import generate
+from darkarc.evaluation.floor import NoFloor, exact_posterior, floor_stage
+from darkarc.simulation import draw_scenes, render
+
+N = 10
+
+
+@pytest.fixture(scope="module")
+def lenses():
+    scenes = draw_scenes("model_iii", "axion", 77, np.arange(N))
+    images = render("model_iii", scenes, noise="physical", seed=77, indices=np.arange(N)).numpy()
+    return scenes, images
+
+
+@pytest.fixture(scope="module")
+def posterior(lenses):
+    return exact_posterior(lenses[1], "model_iii", "physical")
+
+
+def test_the_truth_lies_where_the_posterior_says(lenses, posterior):
+    """Of 10 images no PIT is as extreme as 1 in 2,000, and pulls have about unit spread."""
+    truth = lenses[0].log10_mass_ev
+    pit = np.array([posterior[i].cdf(truth[i]).item() for i in range(N)])
+    assert np.all((pit > 5e-4) & (pit < 1 - 5e-4))
+    pull = (truth - posterior.mean) / posterior.std
+    assert 0.4 < np.sqrt(np.mean(pull**2)) < 1.7
+
+
+def test_light_particles_are_known_to_a_hundredth_of_a_dex_and_heavy_ones_are_not(lenses, posterior):
+    truth = lenses[0].log10_mass_ev
+    assert np.all(posterior.std[truth < -23.0] < 0.01)
+    assert np.all(posterior.std[truth > -22.3] > 0.03)
+
+
+def test_an_image_has_the_same_posterior_whatever_stands_beside_it(lenses, posterior):
+    alone = exact_posterior(lenses[1][3:4], "model_iii", "physical")
+    np.testing.assert_array_equal(alone.density[0], posterior.density[3])
+
+
+@pytest.mark.parametrize("noise", ["published", "none"])
+def test_a_form_without_noise_has_no_floor_and_says_so(lenses, noise):
+    with pytest.raises(NoFloor, match="rounding"):
+        exact_posterior(lenses[1], "model_iii", noise)
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(NoFloor, match="64 x 64"):
+        exact_posterior(np.ones((1, 32, 32)), "model_iii", "physical")
+
+
+def test_the_stage_scores_a_store(tmp_path):
+    settings = config.parse({"simulate": {"n_axion": 4, "n_cdm": 1, "n_no_sub": 0}})
+    store = generate(settings, tmp_path / "store", progress=False)
+    found = floor_stage(store, tmp_path / "floor.json", images=3, progress=False)
+    assert json.loads((tmp_path / "floor.json").read_text()) == found
+    assert found["n_images"] == 3
+    assert 0 < found["mae_dex"] < 0.2
