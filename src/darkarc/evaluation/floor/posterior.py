@@ -39,7 +39,8 @@ def exact_posterior(
 
     The likelihood is the simulator's own; angle, source position and (Model I, whose files do not tell
     it) the exposure are integrated out over their priors. That the lens is axion-like is taken as given.
-    The same image gives the same bits whatever stands beside it and however many `workers` (processes) there are.
+    The same image gives the same bits whatever stands beside it and however many processes (`workers`)
+    there are.
     advance: called once an image, in order.
 
     Raises `NoFloor` for a form without noise and for images of another size.
