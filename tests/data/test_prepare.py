@@ -222,7 +222,9 @@ def test_a_published_test_set_stays_even_with_its_outliers(tmp_path: Path) -> No
     assert sorted(test) == sorted([*ids[::8], ids[9]])
     report = json.loads((tmp_path / "prepare.json").read_text())
     assert report["published"] == 80 and report["drawn_along_with_published"] == 1
-    assert np.mean(split[split != "test"] == "validation") == pytest.approx(0.1 / 0.85, abs=0.01)
+    shares = config().prepare
+    expected = shares.validation / (1 - shares.test)
+    assert np.mean(split[split != "test"] == "validation") == pytest.approx(expected, abs=0.01)
     assert ids[11] not in store.samples["sample_id"].to_pylist()
 
 
