@@ -131,6 +131,6 @@ def test_the_ui_answers_to_its_own_name_only(project: Path, tmp_path: Path):
 
 def test_runs_on_a_server_have_their_ui_there(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://someone:secret@mlflow.example.org")
-    with pytest.raises(TrackingError, match=r"kept by mlflow\.example\.org") as refusal:
+    with pytest.raises(TrackingError, match=r"kept by https://mlflow\.example\.org") as refusal:
         ui_command()
     assert "secret" not in str(refusal.value)
