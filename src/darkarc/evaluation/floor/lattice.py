@@ -25,7 +25,7 @@ DEPTH = 14
 """Halvings of the bank's spacing that a lattice can hold; it needs 10 at most."""
 LIKELY = 12.0
 """Nodes whose log-evidence is this much below the best are left out: a part of 1e-5 of the probability."""
-BEAM = 32
+BEAM = 128
 """So many of the best nodes get their neighbours at every spacing, however unlikely they are there."""
 ROWS, COLUMNS = 9, 6
 """Likely nodes that have to span the posterior along the mass and, on average, along the angle."""
