@@ -100,14 +100,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"algorithm": "random", "budget": {"trials": 64, "epochs": EPOCHS}},
     "TPE + ASHA": {
         "algorithm": {"name": "tpe", "startup_trials": 8},
-        "scheduler": {"name": "asha", "grace_epochs": 3, "reduction": 3},
-        "budget": {"trials": 64, "epochs": EPOCHS},
+        # A third of the epochs before the first rung: until then these curves tell little.
+        "scheduler": {"name": "asha", "grace_epochs": 4, "reduction": 3},
+        "budget": {"trials": 128, "epochs": EPOCHS},
         "report_epochs": 1,
     },
     "PB2": {
         "algorithm": "random",
         "scheduler": {"name": "pb2", "interval_epochs": 2, "quantile": 0.375},
-        "budget": {"trials": 12, "epochs": EPOCHS},
+        "budget": {"trials": 16, "epochs": EPOCHS},
     },
 }
 
@@ -158,8 +159,12 @@ def main() -> None:
         store = tiny_store(Path(folder), config)
         ray.init(**RAY)
         for seed in range(arguments.repeats):
-            for name, share in one_repeat(config, store, seed, Path(folder) / str(seed)).items():
+            shares = one_repeat(config, store, seed, Path(folder) / str(seed))
+            for name, share in shares.items():
                 found[name].append(share)
+            print(
+                f"repeat {seed}: " + ", ".join(f"{n} {share:.3f}" for n, share in shares.items()), flush=True
+            )
         ray.shutdown()
     budget = 64 * EPOCHS
     print(f"share of random search's {budget} epochs until its best is reached; {arguments.repeats} repeats")
