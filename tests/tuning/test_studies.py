@@ -146,12 +146,16 @@ def test_a_finished_study_is_not_run_again_unless_asked(
 
 
 def test_a_trial_that_wants_more_cores_than_there_are_is_refused(
-    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray
 
-    if ray.is_initialized():
-        pytest.skip("Ray runs already")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     study = parse_study(study_tree(resources={"cpus": 4096}), tiny_config)
     with pytest.raises(StudyError, match="this machine has"):
         run_study(tiny_config, study, prepared, work=tmp_path, progress=False)

@@ -124,6 +124,6 @@ def test_a_winner_that_does_not_fit_is_refused(tmp_path: Path, content: str | No
 
 
 def test_no_study_leaves_the_parameters_alone(tmp_path: Path) -> None:
-    config = configuration.parse({"tune": {"study": None}})
+    config = configuration.parse({"tune": {"search": False}})
     assert tune_stage(config, None, tmp_path / "no store is needed", tmp_path / "winner.yaml") is None
     assert apply_winner(config, tmp_path / "winner.yaml") == config
