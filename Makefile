@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup reproduce test lint format bench docs ui server lock clean
+.PHONY: help setup reproduce test lint format bench docs ui server lock params clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,10 @@ lock: setup  ## upgrade requirements.lock on purpose
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --upgrade \
 	  --custom-compile-command "make lock" --constraint constraints.txt --output-file requirements.lock
+
+params: setup  ## params.yaml as src/darkarc/config.py describes it
+	python -c 'import darkarc.config; print(darkarc.config.template(), end="")' > params.yaml.new
+	mv params.yaml.new params.yaml
 
 clean:  ## remove the environment and what the pipeline made; the registry (mlflow.db, mlartifacts) stays
 	rm -rf $(VENV) data reports site .darkarc .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -6,9 +6,10 @@ overrides (`train.epochs=3`); `Config.model_dump()` gives it back.
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -343,3 +344,32 @@ def _explain(error: ValidationError, origin: str) -> str:
             found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
             lines.append(f"{origin}: {key}: {message}{found}")
     return "\n".join(lines)
+
+
+def template() -> str:
+    """`params.yaml` as shipped: every key with its default and its meaning. `make params` writes it."""
+    head = (
+        "# Everything that can be chosen; docs/parameters.md explains each key. "
+        "`dvc repro` re-runs what a change concerns."
+    )
+    return "\n".join([head, "", *_template_lines(Config, 0)]) + "\n"
+
+
+def _template_lines(section: type[BaseModel], depth: int) -> list[str]:
+    lines: list[str] = []
+    indent = "  " * depth
+    for name, field in section.model_fields.items():
+        key, kind, default = field.alias or name, field.annotation, field.default
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            lines += ["", f"{key}:"] if depth == 0 else [f"{indent}{key}:"]
+            lines += _template_lines(kind, depth + 1)
+        elif isinstance(default, dict):
+            lines += ["", f"{key}:"]
+            lines += [f"  {k}: [{low}, {high}]  # prior range" for k, (low, high) in default.items()]
+        else:
+            choices = " | ".join(option for option in get_args(kind) if isinstance(option, str))
+            meaning = field.description or choices
+            lines.append(
+                f"{indent}{key}: {json.dumps(default).strip(chr(34))}" + f"  # {meaning}" * bool(meaning)
+            )
+    return lines

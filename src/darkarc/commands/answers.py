@@ -1,0 +1,101 @@
+"""Verbs that hand a regressor on and let it answer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from darkarc import config as configuration
+from darkarc.commands._app import (
+    EXPORTED,
+    PARAMS,
+    PREPARED,
+    REPORTS,
+    RUN,
+    TRAINED,
+    Overrides,
+    Params,
+    Quiet,
+    fail,
+    say,
+    verb,
+)
+
+
+@verb("darkarc register")
+def register(
+    trained: Annotated[Path, typer.Option(help="The trained regressor.")] = TRAINED,
+    prepared: Annotated[Path, typer.Option(help="The prepared store it was trained on.")] = PREPARED,
+    run_file: Annotated[Path, typer.Option(help="The MLflow run of its training.")] = RUN,
+    reports: Annotated[Path, typer.Option(help="What `evaluate` wrote.")] = REPORTS,
+    force: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Make it champion whatever the comparison says.")
+    ] = None,
+    rollback: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Instead: the previous champion is champion again.")
+    ] = None,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Register the regressor as ONNX; it becomes champion if it is better on the same test data."""
+    from darkarc.serving.release import register_stage
+    from darkarc.tracking.promotion import rollback as roll_back
+
+    config = configuration.load(params, overrides or ())
+    if rollback is not None:
+        say(f"{roll_back(config.register_.name, rollback).uri} is champion again")
+        return
+    version, decision = register_stage(
+        config, trained=trained, prepared=prepared, run_file=run_file, reports=reports, force=force
+    )
+    say(f"{version.uri} ({', '.join(version.aliases) or 'no alias'}): {decision.reason}")
+
+
+@verb("darkarc export --out data/exported")
+def export(
+    out: Annotated[Path, typer.Option(help="The folder for model.onnx and its model card.")] = EXPORTED,
+    alias: Annotated[
+        str | None, typer.Option(help="Which version [default: champion, else challenger].")
+    ] = None,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Write the registered champion as ONNX, with its model card, into a folder."""
+    from darkarc.serving.release import export_stage
+
+    version = export_stage(configuration.load(params, overrides or ()), out, alias=alias)
+    say(f"{out}: {version.uri} ({', '.join(version.aliases)})")
+
+
+@verb("darkarc predict models:/axion-mass-regressor@champion my_lenses/ --out predictions.csv")
+def predict(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, an .onnx file, or a folder.")],
+    paths: Annotated[list[Path], typer.Argument(help=".npy, .npz, .fits, .h5, folders, stores.")],
+    out: Annotated[Path, typer.Option(help="The table: .csv or .parquet.")] = Path("predictions.csv"),
+    gate: Annotated[
+        float, typer.Option(min=0, max=1, help="Below this probability of its class an image gets no mass.")
+    ] = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at once.")] = 64,
+    target: Annotated[
+        str | None, typer.Option(help="What to answer [default: log10_axion_mass_ev, or the only one].")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a killed call of the same kind stopped.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Answer images of any number with class probabilities, mass, intervals and flags."""
+    from darkarc.serving import load, predict_files
+
+    summary = predict_files(
+        load(model, device),
+        paths,
+        out,
+        target=target,
+        gate=gate,
+        batch_size=batch_size,
+        progress=not quiet,
+        resume=resume,
+    )
+    say(str(summary))
+    if summary.n_unreadable == summary.n_images:
+        fail(f"none of the {summary.n_images} images could be read; {out} gives each one's reason", 1)

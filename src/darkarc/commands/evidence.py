@@ -1,0 +1,70 @@
+"""Verbs that measure how much an answer is worth."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from darkarc import config as configuration
+from darkarc.commands._app import (
+    PARAMS,
+    PREPARED,
+    REPORTS,
+    RUN,
+    TRAINED,
+    WINNER,
+    Overrides,
+    Params,
+    Quiet,
+    Winner,
+    cores,
+    say,
+    verb,
+    with_winner,
+)
+
+
+@verb("darkarc evaluate")
+def evaluate(
+    trained: Annotated[Path, typer.Option(help="The trained regressor.")] = TRAINED,
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    run_file: Annotated[Path, typer.Option(help="The MLflow run of its training.")] = RUN,
+    out: Annotated[Path, typer.Option(help="Where metrics, figures and the report go.")] = REPORTS,
+    winner: Winner = WINNER,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a regressor on the test split: errors, calibration, figures, report."""
+    from darkarc.evaluation.stage import evaluate_stage
+
+    config = with_winner(configuration.load(params, overrides or ()), winner)
+    metrics = evaluate_stage(
+        config, prepared, trained=trained, run_file=run_file, out=out, progress=not quiet
+    )
+    if metrics["mae_dex"] is None:
+        say(f"{out}: no test image has a true value of the target; the classes alone were measured")
+    else:
+        say(f"{out}: MAE {metrics['mae_dex']:.4f} dex, 68% coverage {metrics['coverage_68']:.3f}")
+    for warning in metrics["warnings"]:
+        say(f"  warning: {warning}")
+
+
+@verb("darkarc floor data/prepared --images 100 --workers 2")
+def floor(
+    store: Annotated[Path, typer.Argument(help="A simulated or DeepLense store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path("reports/floor.json"),
+    images: Annotated[
+        int, typer.Option(min=1, help="Axion images, of the test split if there is one.")
+    ] = 100,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compute exact posteriors: the error on these images that no regressor can get below."""
+    from darkarc.data.store import Store
+    from darkarc.evaluation.floor import floor_stage
+
+    found = floor_stage(Store.open(store), out, images=images, workers=workers or cores(), progress=not quiet)
+    error = found["standard_error"]["mae_dex"]
+    uncertainty = "" if error is None else f" +- {error:.4f}"
+    say(f"{out}: MAE {found['mae_dex']:.4f}{uncertainty} dex over {found['n_images']} images")

@@ -1,0 +1,87 @@
+"""Verbs that search and train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from darkarc import config as configuration
+from darkarc.commands._app import (
+    PARAMS,
+    PREPARED,
+    REPORTS,
+    RUN,
+    STUDIES,
+    TRAINED,
+    WINNER,
+    Overrides,
+    Params,
+    Quiet,
+    Winner,
+    say,
+    verb,
+    with_winner,
+)
+
+
+@verb("darkarc tune experiments/bayesian.yaml --resume")
+def tune(
+    study: Annotated[Path | None, typer.Argument(help="The study [default: tune.study]")] = None,
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the winner's configuration goes.")] = WINNER,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this study if it was begun.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that all machines reach, for trials' checkpoints.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run the trials on this Ray cluster.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Where studies are kept that can go on.")] = STUDIES,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search architecture, regularisation and the rest with Ray Tune; the test split is never seen."""
+    from darkarc.tuning import tune_stage
+
+    config = configuration.load(params, overrides or ())
+    result = tune_stage(
+        config,
+        study,
+        prepared,
+        out,
+        work=work,
+        storage=storage,
+        resume=resume,
+        address=ray_address,
+        progress=not quiet,
+    )
+    if result is None:
+        say(f"{out}: tune.search is false, params.yaml counts as it is")
+        return
+    say(
+        f"{out}: {result.finished} trials to the end, {result.pruned} pruned, {result.failed} failed, "
+        f"{result.epochs} epochs in all"
+    )
+
+
+@verb("darkarc train -S train.epochs=40")
+def train(
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the trained regressor goes.")] = TRAINED,
+    run_file: Annotated[Path, typer.Option(help="Where the id of the MLflow run goes.")] = RUN,
+    reports: Annotated[Path, typer.Option(help="Where history.csv goes.")] = REPORTS,
+    winner: Winner = WINNER,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a regressor (sections `model`, `train`); after a kill the same command goes on."""
+    from darkarc.training.stage import train_stage
+
+    config = with_winner(configuration.load(params, overrides or ()), winner)
+    result = train_stage(
+        config, prepared, out=out, run_file=run_file, history=reports / "history.csv", progress=not quiet
+    )
+    best = result.history[result.best_epoch - 1]
+    say(f"{out}: best epoch {result.best_epoch}, validation MAE {best['val_mae_dex']:.4f} dex")
