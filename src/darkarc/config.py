@@ -156,6 +156,9 @@ class TrainConfig(Section):
         0.02, gt=0, description="width of the soft histogram target, in units of the target"
     )
     class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
+    auxiliary_weight: float = Field(
+        0.0, ge=0, description="weight of learning source position and vortex angle beside the targets"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of a training step; auto: bfloat16 where the hardware has it"
     )

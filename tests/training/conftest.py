@@ -26,7 +26,12 @@ def blobs(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_prepared(
-    path: Path, *, instrument: str = "test camera", seed: int = 0, splits: dict[str, int] = SPLITS
+    path: Path,
+    *,
+    instrument: str = "test camera",
+    seed: int = 0,
+    splits: dict[str, int] = SPLITS,
+    auxiliary: bool = False,
 ) -> Store:
     writer = StoreWriter(
         path,
@@ -41,9 +46,16 @@ def write_prepared(
     images, log10_mass = blobs(n, seed)
     classes = np.array([("axion", "axion", "cdm", "axion", "no_sub")[i % 5] for i in range(n)])
     split = np.repeat(list(splits), list(splits.values()))
+    rng = np.random.default_rng(seed + 1)
+    known = {
+        "source_x_arcsec": rng.uniform(-0.35, 0.35, n),
+        "source_y_arcsec": rng.uniform(-0.35, 0.35, n),
+        "vortex_angle_rad": np.where(classes == "axion", rng.uniform(0, 6.28, n), np.nan),
+    }
     writer.append(
         images,
-        {
+        (known if auxiliary else {})
+        | {
             "sample_id": [f"{i}" for i in range(n)],
             "class": list(classes),
             "log10_axion_mass_ev": np.where(classes == "axion", log10_mass, np.nan),

@@ -33,7 +33,7 @@ def test_only_samples_with_the_target_are_scored(regressor: Regressor, settings:
     assert losses.shape == (4, 1)
     assert losses[[1, 3]].tolist() == [[0.0], [0.0]] and (losses[[0, 2]] != 0).all()
     expected = losses[[0, 2]].mean() + 0.7 * functional.cross_entropy(logits, classes)
-    total = objective(regressor, Batch(images, classes, truth), train)
+    total = objective(regressor, Batch(images, classes, truth, torch.full((4, 4), torch.nan)), train)
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in regressor.parameters())
@@ -48,7 +48,8 @@ def test_a_broadcast_of_shapes_is_caught(regressor: Regressor) -> None:
 def test_a_batch_without_any_target_trains_the_classes_alone(
     regressor: Regressor, settings: Settings
 ) -> None:
-    batch = Batch(torch.randn(2, 1, 12, 12), torch.tensor([1, 2]), torch.full((2, 1), torch.nan))
+    nowhere = torch.full((2, 1), torch.nan)
+    batch = Batch(torch.randn(2, 1, 12, 12), torch.tensor([1, 2]), nowhere, nowhere.expand(2, 4))
     loss = objective(regressor, batch, settings().train)
     loss.backward()
     assert loss.isfinite()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from darkarc.config import CLASSES, TARGET_CLASS
 from darkarc.data.augment import hash_indices
+from darkarc.data.auxiliary import auxiliary_truths
 from darkarc.data.store import Store
 
 PRIOR_TOLERANCE = 1e-6
@@ -19,11 +20,13 @@ class BatchError(ValueError):
 
 
 class Batch(NamedTuple):
-    """images (B, 1, H, W) as stored; classes (B,) int64; truth (B, T) float32, nan where not defined."""
+    """images (B, 1, H, W) as stored; classes (B,) int64; truth (B, T) and auxiliary (B, 4) (in the order of
+    `data.auxiliary.AUXILIARY`) float32, nan where not defined."""
 
     images: Tensor
     classes: Tensor
     truth: Tensor
+    auxiliary: Tensor
 
 
 def epoch_order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -63,6 +66,7 @@ class ImageSource:
             for name, prior in targets.items()
         ]
         self.truth = torch.from_numpy(np.stack(truths, axis=1)).to(self.device)
+        self.auxiliary = torch.from_numpy(_auxiliary(store, self.rows, names)).to(self.device)
         self._store = store
         height, width = store.shape
         n_bytes = len(self.rows) * height * width * np.dtype(store.manifest.dtype).itemsize
@@ -79,7 +83,7 @@ class ImageSource:
             images = self.resident[indices]
         else:
             images = self._read(self.rows[indices.cpu().numpy()]).to(self.device, non_blocking=True)
-        return Batch(images, self.classes[indices], self.truth[indices])
+        return Batch(images, self.classes[indices], self.truth[indices], self.auxiliary[indices])
 
     def _read(self, rows: np.ndarray) -> Tensor:
         images = np.array(self._store.images(rows))
@@ -87,6 +91,13 @@ class ImageSource:
             # torch computes on few unsigned types; the next signed one holds every count.
             images = images.astype(np.int16 if images.dtype.itemsize == 1 else np.int64)
         return torch.from_numpy(images)[:, None]
+
+
+def _auxiliary(store: Store, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(N, 4) float32; a vortex is an axion lens's alone."""
+    columns = ("source_x_arcsec", "source_y_arcsec", "vortex_angle_rad")
+    x, y, angle = (store.samples.column(name).to_numpy()[rows].astype(np.float64) for name in columns)
+    return auxiliary_truths(x, y, np.where(classes == "axion", angle, np.nan))
 
 
 def _truth(

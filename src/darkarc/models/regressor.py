@@ -125,6 +125,7 @@ class Regressor(nn.Module):
             nn.init.zeros_(layer.bias)
         levels = torch.tensor([0.5, *QUANTILE_LEVELS])
         self.register_buffer("levels", levels, persistent=False)
+        self.auxiliary_layer: nn.Linear | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -139,11 +140,32 @@ class Regressor(nn.Module):
         grid = cast(Grid, self.grids[self._target_index(target)])
         return grid.edges.cpu().numpy()
 
+    def attach_auxiliary(self, n_auxiliary: int) -> None:
+        """For a training: a linear layer from the features to auxiliary numbers, 0 until trained.
+
+        It is no part of the answers: `save_regressor` leaves it out, `drop_auxiliary` takes it away.
+        """
+        layer = nn.Linear(self.backbone.n_features, n_auxiliary)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        self.auxiliary_layer = layer
+
+    def drop_auxiliary(self) -> None:
+        """As before `attach_auxiliary`."""
+        self.auxiliary_layer = None
+
     def head_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, H, W) -> the heads' numbers (B, T, n_outputs) and class logits (B, 3), for the losses."""
-        features = self.dropout(self.backbone(self.standardise(images)).float())
+        return self.answers(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, F), what all heads see."""
+        return cast(Tensor, self.dropout(self.backbone(self.standardise(images)).float()))
+
+    def answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F) -> as `head_outputs`."""
         # Outside of autocast: a density needs more than the two digits of bfloat16.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):
             outputs = self.target_layer(features).unflatten(1, (len(self.grids), self.n_outputs))
             return outputs, self.class_layer(features)
 
@@ -237,7 +259,11 @@ def save_regressor(regressor: Regressor, folder: str | Path) -> Path:
     """Write the weights, the specification and a manifest with SHA-256 into `folder`, atomically."""
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in regressor.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in regressor.state_dict().items()
+        if not name.startswith("auxiliary_layer.")
+    }
     spec = regressor.spec.to_json() + "\n"
     return write_sealed(folder, {WEIGHTS_FILE: save(state), SPEC_FILE: spec.encode()})
 

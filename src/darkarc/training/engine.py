@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from darkarc.config import Config, TrainConfig
 from darkarc.data.augment import GROUPS, dihedral, dihedral_codes, hash_indices
+from darkarc.data.auxiliary import AUXILIARY, dihedral_matrices, turn_auxiliary
 from darkarc.data.batches import Batch, ImageSource, epoch_order
 from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
@@ -85,15 +86,24 @@ def train(
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stop = stack.enter_context(StopRequest())
         torch.manual_seed(config.seed)
-        regressor = new_regressor(config, prepared).to(device).to(memory_format=torch.channels_last)
+        regressor = new_regressor(config, prepared)
+        if config.train.auxiliary_weight > 0:
+            regressor.attach_auxiliary(len(AUXILIARY))
+        regressor = regressor.to(device).to(memory_format=torch.channels_last)
         batch_size = min(config.train.batch_size, len(source))
         n_steps = config.train.epochs * (len(source) // batch_size)
         display: Display = Silent()
         if progress:
             display = stack.enter_context(Terminal(n_steps, config.train.epochs))
         _check_prior(regressor, held_out, config.train)
+        if config.train.auxiliary_weight > 0 and not bool(held_out.auxiliary.isfinite().any()):
+            display.say(
+                "train.auxiliary_weight changes nothing: the table knows neither source_x_arcsec and "
+                "source_y_arcsec nor vortex_angle_rad"
+            )
         state, best = _fit(config, regressor, source, held_out, folder, tracker, display, stop, on_epoch)
     regressor.load_state_dict(best)
+    regressor.drop_auxiliary()
     return TrainResult(regressor.eval(), state.history, state.best_epoch, state.stopped_early, digest)
 
 
@@ -197,7 +207,10 @@ def augmented(batch: Batch, indices: Tensor, settings: TrainConfig, seed: int, e
     if settings.dihedral == "none":
         return batch
     codes = dihedral_codes(seed, epoch, indices, settings.dihedral)
-    return batch._replace(images=dihedral(batch.images, codes))
+    return batch._replace(
+        images=dihedral(batch.images, codes),
+        auxiliary=turn_auxiliary(batch.auxiliary, dihedral_matrices(codes)),
+    )
 
 
 def new_regressor(config: Config, prepared: Store) -> Regressor:

@@ -32,11 +32,28 @@ def target_losses(regressor: Regressor, outputs: Tensor, truth: Tensor, label_si
 
 def objective(regressor: Regressor, batch: Batch, train: TrainConfig) -> Tensor:
     """Scalar loss of a batch: mean of each target over the samples that have it, plus the classes'."""
-    outputs, class_logits = regressor.head_outputs(batch.images)
+    features = regressor.features(batch.images)
+    outputs, class_logits = regressor.answers(features)
     losses = target_losses(regressor, outputs, batch.truth, train.label_sigma_dex)
     count = batch.truth.isfinite().sum(dim=0).clamp_min(1)
     class_loss = functional.cross_entropy(class_logits, batch.classes)
-    return (losses.sum(dim=0) / count).sum() + train.class_weight * class_loss
+    total = (losses.sum(dim=0) / count).sum() + train.class_weight * class_loss
+    if regressor.auxiliary_layer is not None:
+        with torch.autocast(features.device.type, enabled=False):
+            estimates = regressor.auxiliary_layer(features)
+        total = total + train.auxiliary_weight * auxiliary_loss(estimates, batch.auxiliary)
+    return total
+
+
+def auxiliary_loss(estimates: Tensor, truth: Tensor) -> Tensor:
+    """Scalar: squared error of each column over the samples that know it, summed over columns.
+
+    estimates and truth (B, A); a column that no sample knows counts 0.
+    """
+    assert estimates.shape == truth.shape, (estimates.shape, truth.shape)
+    known = truth.isfinite()
+    square = torch.where(known, estimates - torch.where(known, truth, 0.0), 0.0) ** 2
+    return (square.sum(dim=0) / known.sum(dim=0).clamp_min(1)).sum()
 
 
 @torch.inference_mode()
