@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from darkarc.evaluation.floor.bank import Bank, planes
-from darkarc.evaluation.floor.lattice import Lattice
+from darkarc.evaluation.floor.explore import Explored
 from darkarc.evaluation.floor.nuisance import fit, log_exposure_ends
 from darkarc.simulation import Preset, model_image, noise_moments
 
@@ -54,13 +54,14 @@ class Sampled:
         return float(np.interp(q, cumulative, self.log10_mass_ev[order]))
 
 
-def make_proposal(bank: Bank, lattice: Lattice) -> Proposal:
+def make_proposal(bank: Bank, explored: Explored) -> Proposal:
     """From the lattice's nodes within 20 of the best."""
+    lattice = explored.lattice
     likely = np.flatnonzero(lattice.on_present() & (lattice.value > lattice.value.max() - 20.0))
     unit = np.array(lattice.unit)
     nodes = lattice.places[likely] * unit + np.array([lattice.low, 0.0])
     plane = planes(bank.preset, bank.distances, torch.from_numpy(nodes))
-    found = fit(bank.preset, lattice.likelihood, plane, lattice.parameters[likely])
+    found = fit(bank.preset, explored.likelihood, plane, lattice.parameters[likely])
     covariance = np.linalg.inv(found.information.numpy()) * WIDENED**2
     value = FLATTENED * (lattice.value[likely] - lattice.value.max())
     probability = np.exp(value)
@@ -108,7 +109,7 @@ def log_prior(preset: Preset, parameters: Floats) -> Floats:
     return np.where(((parameters >= low) & (parameters <= high)).all(axis=1), 0.0, -np.inf)
 
 
-def log_likelihood(bank: Bank, noise: str, lattice: Lattice, image: Floats, parameters: Floats) -> Floats:
+def log_likelihood(bank: Bank, noise: str, explored: Explored, image: Floats, parameters: Floats) -> Floats:
     """(S,) of the full image in float64; Model I's published counts by the exact probabilities."""
     preset, result = bank.preset, np.empty(len(parameters))
     data = torch.from_numpy(image)
@@ -119,7 +120,7 @@ def log_likelihood(bank: Bank, noise: str, lattice: Lattice, image: Floats, para
         )
         if preset.counts and noise == "published":
             seconds = part[:, 4].exp()[:, None, None]
-            value = lattice.likelihood.terms((rate * seconds).float(), part[:, 4]).value.double()
+            value = explored.likelihood.terms((rate * seconds).float(), part[:, 4]).value.double()
         else:
             seconds = part[:, 4].exp()[:, None, None] if preset.counts else torch.tensor(_exposure(preset))
             mean, variance = noise_moments(preset, rate, noise=noise, exposure_s=seconds)
@@ -133,10 +134,10 @@ def _exposure(preset: Preset) -> float:
 
 
 @torch.no_grad()
-def sample(bank: Bank, noise: str, lattice: Lattice, image: Floats, samples: int, seed: int) -> Sampled:
+def sample(bank: Bank, noise: str, explored: Explored, image: Floats, samples: int, seed: int) -> Sampled:
     """Self-normalised importance sampling of one image's posterior."""
-    parameters, density = draw(make_proposal(bank, lattice), samples, np.random.default_rng(seed))
+    parameters, density = draw(make_proposal(bank, explored), samples, np.random.default_rng(seed))
     prior = log_prior(bank.preset, parameters)
     inside = np.isfinite(prior)
-    log_weight = log_likelihood(bank, noise, lattice, image, parameters[inside]) - density[inside]
+    log_weight = log_likelihood(bank, noise, explored, image, parameters[inside]) - density[inside]
     return Sampled(parameters[inside, 0], np.exp(log_weight - log_weight.max()))

@@ -4,10 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from darkarc import config
 from darkarc.data.generate import generate
 from darkarc.evaluation.floor import NoFloor, exact_posterior, floor_stage
+from darkarc.evaluation.floor.bank import make_bank
+from darkarc.evaluation.floor.explore import explored
+from darkarc.evaluation.floor.lattice import mass_curve
+from darkarc.evaluation.floor.posterior import bin_density
 from darkarc.simulation import draw_scenes, render
 
 N = 10
@@ -43,6 +48,20 @@ def test_light_particles_are_known_to_a_hundredth_of_a_dex_and_heavy_ones_are_no
 def test_an_image_has_the_same_posterior_whatever_stands_beside_it(lenses, posterior):
     alone = exact_posterior(lenses[1][3:4], "model_iii", "physical")
     np.testing.assert_array_equal(alone.density[0], posterior.density[3])
+
+
+def test_images_abreast_have_the_posteriors_they_have_alone(lenses):
+    """As a GPU does it: lattices that ask together. Nodes and values are the same to rounding."""
+    preset, noise, images = "model_iii", "physical", lenses[1][[1, 3, 4]]
+    bank = make_bank(preset, "deeplense")
+    with torch.no_grad():
+        alone, abreast = (
+            [mass_curve(one.lattice) for one in explored(bank, noise, images, number)] for number in (1, 3)
+        )
+    edges = np.linspace(-24, -22, 129)
+    for one, other in zip(alone, abreast, strict=True):
+        first, second = bin_density(one, edges), bin_density(other, edges)
+        assert np.abs(first - second).sum() * (edges[1] - edges[0]) < 0.01
 
 
 @pytest.mark.parametrize("noise", ["published", "none"])

@@ -6,9 +6,10 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm, poisson
 
-from darkarc.evaluation.floor.bank import make_bank, start, survey
+from darkarc.evaluation.floor.bank import make_bank
 from darkarc.evaluation.floor.compound import CompoundTable, log_probability
-from darkarc.evaluation.floor.lattice import Lattice, mass_curve
+from darkarc.evaluation.floor.explore import explored
+from darkarc.evaluation.floor.lattice import mass_curve
 from darkarc.evaluation.floor.posterior import bin_density
 from darkarc.models import Posterior
 from darkarc.simulation import draw_scenes, render
@@ -24,18 +25,15 @@ def test_medians_and_widths_are_those_of_importance_sampling(preset: str) -> Non
     bank = make_bank(preset, "deeplense")
     scenes = draw_scenes(preset, "axion", 11, range(4))
     images = render(preset, scenes, noise="physical", seed=11)
-    for number, image in enumerate(images):
-        likelihood, guess = start(bank, "physical", image)
-        lattice = Lattice(bank, likelihood, survey(bank, likelihood, guess))
-        lattice.refine()
-        curve = mass_curve(lattice)
+    for number, one in enumerate(explored(bank, "physical", images.numpy())):
+        curve = mass_curve(one.lattice)
         reach = 2 * curve.spacing
         edges = np.linspace(
             max(-24.0, curve.log10_mass_ev[0] - reach), min(-22.0, curve.log10_mass_ev[-1] + reach), 1025
         )
         density = bin_density(curve, edges)[None]
         found = Posterior(edges, density, np.array([[1.0, 0.0, 0.0]]), "log10_axion_mass_ev")
-        sampled = sample(bank, "physical", lattice, image.double().numpy(), SAMPLES, number)
+        sampled = sample(bank, "physical", one, images[number].double().numpy(), SAMPLES, number)
         assert sampled.effective > 0.2 * SAMPLES
         low, median, high = (sampled.quantile(q) for q in (0.16, 0.5, 0.84))
         assert found.median[0] == pytest.approx(median, abs=min(0.02, 0.15 * (high - low)))

@@ -17,6 +17,7 @@ from darkarc.simulation import (
     draw_scenes,
     model_image,
     observe,
+    observe_with_gradient,
     render,
     simulate,
     source_plane,
@@ -219,3 +220,21 @@ def test_bad_requests_are_named(arguments, message: str) -> None:
     scenes = draw_scenes("model_ii", "no_sub", 0, range(2))
     with pytest.raises(SimulationError, match=message):
         render("model_ii", scenes, **arguments)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_closed_form_gradient_of_the_source_is_autograds(name: str) -> None:
+    scenes = draw_scenes(name, "axion", 4, range(2))
+    plane = source_plane(
+        name,
+        log10_mass_ev=torch.from_numpy(scenes.log10_mass_ev),
+        angle_rad=torch.from_numpy(scenes.angle_rad),
+    )
+    place = torch.from_numpy(scenes.source_arcsec)
+    image, gradient = observe_with_gradient(name, *plane, place)
+    assert (image - observe(name, *plane, place)).abs().max() < 1e-12 * image.max()
+    for axis in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[axis] = 1.0
+        _, expected = torch.func.jvp(lambda s: observe(name, *plane, s), (place,), (step.expand(2, 2),))
+        assert (gradient[:, axis] - expected).abs().max() < 1e-10 * expected.abs().max()

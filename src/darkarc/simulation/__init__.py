@@ -11,7 +11,13 @@ from darkarc.simulation.deflection import (
     vortex_deflection,
     vortex_half_length_arcsec,
 )
-from darkarc.simulation.imaging import model_image, observe, render, source_plane
+from darkarc.simulation.imaging import (
+    model_image,
+    observe,
+    observe_with_gradient,
+    render,
+    source_plane,
+)
 from darkarc.simulation.interface import simulate
 from darkarc.simulation.noise import add_noise, noise_moments
 from darkarc.simulation.presets import (
@@ -26,6 +32,7 @@ from darkarc.simulation.presets import (
     get_preset,
 )
 from darkarc.simulation.scenes import Scenes, draw_scenes
+from darkarc.simulation.source import log_peak_flux
 
 __all__ = [
     "DISTANCES",
@@ -40,9 +47,11 @@ __all__ = [
     "add_noise",
     "draw_scenes",
     "get_preset",
+    "log_peak_flux",
     "model_image",
     "noise_moments",
     "observe",
+    "observe_with_gradient",
     "pixel_axis_arcsec",
     "render",
     "simulate",

@@ -22,7 +22,7 @@ from darkarc.simulation.presets import (
     get_preset,
 )
 from darkarc.simulation.scenes import Scenes, check_stream
-from darkarc.simulation.source import convolve, pixel_flux
+from darkarc.simulation.source import convolve, pixel_flux, pixel_flux_with_gradient
 
 # Pixels worked on at once: on a CPU the temporaries stay in its cache.
 _BLOCK_PIXELS = {"cpu": 2**17, "cuda": 2**23}
@@ -72,6 +72,16 @@ def observe(preset: str | Preset, x_arcsec: Tensor, y_arcsec: Tensor, source_arc
     preset = get_preset(preset)
     flux = pixel_flux(preset, x_arcsec, y_arcsec, source_arcsec.to(x_arcsec.dtype))
     return convolve(preset.instrument, flux)
+
+
+def observe_with_gradient(
+    preset: str | Preset, x_arcsec: Tensor, y_arcsec: Tensor, source_arcsec: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`observe` (..., H, W) and its derivatives (..., 2, H, W) with respect to the source's x and y."""
+    preset = get_preset(preset)
+    flux, gradient = pixel_flux_with_gradient(preset, x_arcsec, y_arcsec, source_arcsec.to(x_arcsec.dtype))
+    images = convolve(preset.instrument, torch.cat([flux.unsqueeze(-3), gradient], dim=-3))
+    return images.select(-3, 0), images.narrow(-3, 1, 2)
 
 
 def model_image(

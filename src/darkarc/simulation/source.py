@@ -45,19 +45,50 @@ def pixel_flux(preset: Preset, x_arcsec: Tensor, y_arcsec: Tensor, centre_arcsec
     product-averaged elliptical radius (`param_util.transform_e1e2_product_average`). Not caustics'
     function: that one has neither the smoothing nor this ellipticity.
     """
-    source: Source = preset.source
+    dx, dy, radius2, _ = _elliptical(preset.source, x_arcsec, y_arcsec, centre_arcsec)
+    del dx, dy
+    return torch.exp(log_peak_flux(preset) - radius2.pow(0.5 / preset.source.sersic_index))
+
+
+def pixel_flux_with_gradient(
+    preset: Preset, x_arcsec: Tensor, y_arcsec: Tensor, centre_arcsec: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`pixel_flux` (..., H, W) and its derivatives (..., 2, H, W) with respect to the centre's x and y.
+
+    In closed form: it costs a third of five fluxes for central differences, or of forward-mode autograd.
+    """
+    source = preset.source
+    dx, dy, radius2, (xx, yy, xy) = _elliptical(source, x_arcsec, y_arcsec, centre_arcsec)
+    power = radius2.pow(0.5 / source.sersic_index)
+    flux = torch.exp(log_peak_flux(preset) - power)
+    slope = flux * power / radius2 * (0.5 / source.sersic_index)
+    by_x = slope * torch.add(dx * (2 * xx), dy, alpha=xy)
+    by_y = slope * torch.add(dy * (2 * yy), dx, alpha=xy)
+    return flux, torch.stack([by_x, by_y], dim=-3)
+
+
+def _elliptical(
+    source: Source, x_arcsec: Tensor, y_arcsec: Tensor, centre_arcsec: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[float, float, float]]:
+    """Offsets from the centre, the squared elliptical radius and its coefficients of dx², dy², dx dy.
+
+    In units that make (radius²)^(1 / 2n) the exponent b (R / R_e)^(1/n).
+    """
     dx = x_arcsec - centre_arcsec[..., 0, None, None]
     dy = y_arcsec - centre_arcsec[..., 1, None, None]
     e1, e2 = source.ellipticity
     n, b = source.sersic_index, sersic_coefficient(source.sersic_index)
-    # Radii squared in units that make (radius2)^(1 / 2n) the exponent b (R / R_e)^(1/n).
     unit2 = (source.half_light_radius_arcsec / b**n) ** 2
     norm = (1 - e1**2 - e2**2) * unit2
     xx, yy, xy = ((1 - e1) ** 2 + e2**2) / norm, ((1 + e1) ** 2 + e2**2) / norm, -4 * e2 / norm
     radius2 = torch.addcmul(dy * dy * yy, dx, torch.add(dx * xx, dy, alpha=xy))
-    radius2 = radius2.clamp_min(_SMOOTHING_ARCSEC**2 / unit2)
-    peak = math.log(sersic_amplitude(preset) * preset.instrument.pixel_scale_arcsec**2) + b
-    return torch.exp(peak - radius2.pow(0.5 / n))
+    return dx, dy, radius2.clamp_min(_SMOOTHING_ARCSEC**2 / unit2), (xx, yy, xy)
+
+
+def log_peak_flux(preset: Preset) -> float:
+    """ln of the flux, counts a second, of a pixel in the centre of the source: no pixel has more."""
+    area = preset.instrument.pixel_scale_arcsec**2
+    return math.log(sersic_amplitude(preset) * area) + sersic_coefficient(preset.source.sersic_index)
 
 
 @cache

@@ -8,22 +8,30 @@ import torch
 from torch import Tensor
 
 from darkarc.evaluation.floor.likelihood import PixelLikelihood, pixel_likelihood
-from darkarc.evaluation.floor.nuisance import Fit, Plane, fit, log_exposure_ends
+from darkarc.evaluation.floor.nuisance import (
+    LIKELY,
+    Plane,
+    Reply,
+    fit,
+    joined,
+    log_exposure_ends,
+)
 from darkarc.simulation import Preset, get_preset, observe, source_plane
 
 TEMPLATES = 15
 BANK_MASSES = 21
 BANK_ANGLES = 32
 
-_BLOCK_PIXELS = 2**17
+_BLOCK_PIXELS = {"cpu": 2**17, "cuda": 2**25}
+"""On a CPU a block's temporaries stay in its cache; a GPU wants large ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
     """What all images of a preset share: source planes of nodes of (log10 m, angle), and templates.
 
-    nodes: (N, 2) float64, masses times angles. templates: (T, H, W) images, in counts a second, of sources
-    (T, 2) behind a lens whose vortex is a point.
+    nodes: (N, 2) float64, masses times angles, on the CPU. templates: (T, H, W) images, in counts a second,
+    of sources (T, 2) behind a lens whose vortex is a point.
     """
 
     preset: Preset
@@ -33,36 +41,47 @@ class Bank:
     sources: Tensor
     templates: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        return self.templates.device
+
 
 def planes(preset: Preset, distances: str, nodes: Tensor) -> Plane:
     """Source planes (B, H, W), float32, of nodes (B, 2) of log10 m and angle."""
     x, y = source_plane(
-        preset, log10_mass_ev=nodes[:, 0], angle_rad=nodes[:, 1], distances=distances, dtype=torch.float32
+        preset,
+        log10_mass_ev=nodes[:, 0],
+        angle_rad=nodes[:, 1],
+        distances=distances,
+        dtype=torch.float32,
+        device=nodes.device,
     )
     return x, y
 
 
-def blocks(preset: Preset, number: int, share: int = 1) -> Iterator[slice]:
-    """Slices of `number` nodes that keep to the cache; `share` images each."""
+def blocks(preset: Preset, number: int, device: torch.device, share: int = 1) -> Iterator[slice]:
+    """Slices of `number` nodes whose temporaries suit the device; `share` images each."""
     height, width = preset.instrument.shape
-    size = max(1, _BLOCK_PIXELS // (height * width * share))
+    size = max(1, _BLOCK_PIXELS.get(device.type, _BLOCK_PIXELS["cuda"]) // (height * width * share))
     return (slice(start, min(start + size, number)) for start in range(0, number, size))
 
 
 @torch.no_grad()
-def make_bank(preset: str | Preset, distances: str) -> Bank:
+def make_bank(preset: str | Preset, distances: str, device: torch.device | str = "cpu") -> Bank:
     """Compute the bank of a preset (float32: 44 MB at 64 x 64 pixels, 121 MB at 150 x 150)."""
-    preset = get_preset(preset)
+    preset, device = get_preset(preset), torch.device(device)
     low, high = preset.lens.log10_axion_mass_ev
     masses = torch.linspace(low, high, BANK_MASSES, dtype=torch.float64)
     angles = torch.arange(BANK_ANGLES, dtype=torch.float64) * (math.pi / BANK_ANGLES)
     nodes = torch.cartesian_prod(masses, angles)
-    parts = [planes(preset, distances, nodes[rows]) for rows in blocks(preset, len(nodes))]
+    parts = [planes(preset, distances, nodes[rows].to(device)) for rows in blocks(preset, len(nodes), device)]
     plane = (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     axis = torch.linspace(*preset.source.position_arcsec, TEMPLATES, dtype=torch.float64)
-    sources = torch.cartesian_prod(axis, axis)
+    sources = torch.cartesian_prod(axis, axis).to(device)
     point = (plane[0][-1], plane[1][-1])
-    templates = torch.cat([observe(preset, *point, sources[rows]) for rows in blocks(preset, len(sources))])
+    templates = torch.cat(
+        [observe(preset, *point, sources[rows]) for rows in blocks(preset, len(sources), device)]
+    )
     return Bank(preset, distances, nodes, plane, sources, templates)
 
 
@@ -97,15 +116,15 @@ def start(bank: Bank, noise: str, image: Tensor) -> tuple[PixelLikelihood, Tenso
     return likelihood, guess
 
 
-def survey(bank: Bank, likelihood: PixelLikelihood, guess: Tensor) -> Fit:
-    """Nuisance parameters and log-likelihood at every node of the bank."""
+def survey(bank: Bank, likelihood: PixelLikelihood, guess: Tensor) -> Reply:
+    """Nuisance parameters and log-evidence at every node of the bank."""
     parts = []
-    for rows in blocks(bank.preset, len(bank.nodes), share=5):
+    best = -math.inf
+    for rows in blocks(bank.preset, len(bank.nodes), bank.device, share=3):
         plane = (bank.plane[0][rows], bank.plane[1][rows])
         start = guess.expand(rows.stop - rows.start, -1)
-        parts.append(fit(bank.preset, likelihood, plane, start, rounds=2))
-    return Fit(
-        torch.cat([p.parameters for p in parts]),
-        torch.cat([p.value for p in parts]),
-        torch.cat([p.information for p in parts]),
-    )
+        bar = guess.new_tensor(best - LIKELY)
+        found = fit(bank.preset, likelihood, plane, start, rounds=2, bar=bar)
+        best = max(best, float(found.value.max()))
+        parts.append(found)
+    return joined(bank.preset, parts)

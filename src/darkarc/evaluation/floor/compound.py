@@ -49,7 +49,13 @@ class CompoundTable:
     known to half a per cent. Each count's largest value is taken off, for the sake of float32.
     """
 
-    def __init__(self, background: float, largest_mean: float, largest_count: int) -> None:
+    def __init__(
+        self,
+        background: float,
+        largest_mean: float,
+        largest_count: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         end = np.sqrt(2 * largest_mean + background**2)
         self.w = np.arange(background, end + _STEP, _STEP)
         self.background2 = background**2
@@ -60,14 +66,14 @@ class CompoundTable:
         )
         by_tau = (above - below) / (2 * _TAU_STEP)
         by_mean = CubicSpline(self.w, here, axis=1)(self.w, 1) / self.w
-        self.information = self._information(np.exp(here), by_mean, by_tau)
+        self.information = self._information(np.exp(here), by_mean, by_tau).to(device)
         here = here - here.max(axis=1, keepdims=True)
         kept = slice(0, largest_count + 1)
         cubic = CubicSpline(self.w, here[kept], axis=1).c  # (power, piece, count)
         columns = [*cubic, by_tau[kept, :-1].T, by_tau[kept, 1:].T]
         # A row for each (count, piece): the numbers that one pixel needs lie together.
         self.coefficients = torch.from_numpy(np.stack(columns, axis=-1).transpose(1, 0, 2).astype(np.float32))
-        self.coefficients = self.coefficients.reshape(-1, len(columns)).contiguous()
+        self.coefficients = self.coefficients.reshape(-1, len(columns)).contiguous().to(device)
         self.pieces = len(self.w) - 1
 
     @staticmethod
@@ -83,7 +89,7 @@ class CompoundTable:
         """For counts (H, W), lambda (B, H, W) and delta (B,): ln P, its derivative by lambda, the information
         mean-mean, the derivative by tau, the information mean-tau and tau-tau."""
         w = torch.sqrt(2 * mean + self.background2)
-        place = (w - self.w[0]) / _STEP
+        place = (w - float(self.w[0])) / _STEP
         piece = place.long().clamp_(0, self.pieces - 1)
         share = place - piece
         rows = self.coefficients.index_select(0, (counts * self.pieces + piece).flatten())

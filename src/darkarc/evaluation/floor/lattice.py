@@ -5,26 +5,28 @@ low masses the likelihood is therefore rugged, full of narrow local maxima, and 
 descent finds its top. So: from the bank's coarse lattice on, the best nodes get their neighbours, spacings
 are halved where too few nodes resolve the likely region, and that region is filled until its border is
 improbable everywhere.
+
+A lattice asks for nodes and is told what they are worth; who answers may do so for many lattices at once.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from darkarc.evaluation.floor.bank import BANK_ANGLES, BANK_MASSES, Bank, blocks, planes
-from darkarc.evaluation.floor.likelihood import PixelLikelihood
-from darkarc.evaluation.floor.nuisance import Fit, fit, log_evidence
+from darkarc.evaluation.floor.bank import BANK_ANGLES, BANK_MASSES
+from darkarc.evaluation.floor.nuisance import LIKELY, Reply
+from darkarc.simulation import Preset
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 DEPTH = 14
 """Halvings of the bank's spacing that a lattice can hold; it needs 10 at most."""
-LIKELY = 12.0
-"""Nodes whose log-evidence is this much below the best are left out: a part of 1e-5 of the probability."""
 BEAM = 128
 """So many of the best nodes get their neighbours at every spacing, however unlikely they are there."""
 ROWS, COLUMNS = 9, 6
@@ -36,79 +38,106 @@ STEEPEST = 4.0
 LARGEST = 20_000
 """Nodes after which the lattice is refined no further."""
 
+_AROUND = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Nodes (B, 2) of log10 m and angle, float64, to be evaluated from nuisance parameters `start` (B, P).
+
+    bar: a log-likelihood below which a node is improbable.
+    """
+
+    nodes: Tensor
+    start: Tensor
+    bar: float
+
 
 class Lattice:
     """Evaluated nodes: places (N, 2) int64 in the finest spacing, log-evidence (N,), parameters (N, P)."""
 
-    def __init__(self, bank: Bank, likelihood: PixelLikelihood, surveyed: Fit) -> None:
-        self.bank, self.likelihood = bank, likelihood
-        self.low, high = bank.preset.lens.log10_axion_mass_ev
+    def __init__(self, preset: Preset, surveyed: Reply) -> None:
+        self.low, high = preset.lens.log10_axion_mass_ev
         self.last = (BANK_MASSES - 1) << DEPTH
         self.round = BANK_ANGLES << DEPTH
         self.unit = ((high - self.low) / self.last, math.pi / self.round)
         self.spacing = [1 << DEPTH, 1 << DEPTH]
         rows, columns = np.divmod(np.arange(BANK_MASSES * BANK_ANGLES), BANK_ANGLES)
-        self.places = np.stack([rows, columns], axis=1).astype(np.int64) << DEPTH
-        self.value = log_evidence(bank.preset, surveyed)
+        self.places: Places = np.stack([rows, columns], axis=1).astype(np.int64) << DEPTH
+        self.value = surveyed.value
         self.parameters = surveyed.parameters
-        self.known = {self._key(i, j): n for n, (i, j) in enumerate(self.places.tolist())}
+        self._index()
 
-    def _key(self, i: int, j: int) -> int:
-        return i * self.round + j
+    def _index(self) -> None:
+        keys = self._key(self.places)
+        self._order = np.argsort(keys)
+        self._sorted = keys[self._order]
 
-    def neighbours(self, members: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
-        """Unknown nodes a step of the present spacing beside the members, and whose neighbour each is."""
-        step_i, step_j = self.spacing
-        found: dict[int, tuple[int, int]] = {}
-        parents = []
-        for member in members:
-            i, j = self.places[member].tolist()
-            for di in (-step_i, 0, step_i):
-                if not 0 <= i + di <= self.last:
-                    continue
-                for dj in (-step_j, 0, step_j):
-                    place = (i + di, (j + dj) % self.round)
-                    key = self._key(*place)
-                    if key not in self.known and key not in found:
-                        found[key] = place
-                        parents.append(member)
-        return list(found.values()), parents
+    def _key(self, places: Places) -> Places:
+        keys: Places = places[..., 0] * self.round + places[..., 1]
+        return keys
 
-    def evaluate(self, places: list[tuple[int, int]], parents: list[int]) -> None:
-        """Fit the nuisance parameters at new nodes, starting from those of their neighbours."""
-        grid = torch.tensor(places, dtype=torch.float64)
-        nodes = grid * torch.tensor(self.unit, dtype=torch.float64)
-        nodes[:, 0] += self.low
-        start = self.parameters[parents]
-        preset = self.bank.preset
-        values, parameters = [], []
-        for rows in blocks(preset, len(nodes), share=5):
-            plane = planes(preset, self.bank.distances, nodes[rows])
-            found = fit(preset, self.likelihood, plane, start[rows])
-            values.append(log_evidence(preset, found))
-            parameters.append(found.parameters)
-        for n, place in enumerate(places, start=len(self.value)):
-            self.known[self._key(*place)] = n
-        self.places = np.concatenate([self.places, np.array(places, dtype=np.int64)])
-        self.value = np.concatenate([self.value, *values])
-        self.parameters = torch.cat([self.parameters, *parameters])
+    def find(self, places: Places) -> NDArray[np.intp]:
+        """Positions of nodes at places (..., 2) on the ring of angles; -1 where there is none."""
+        keys = self._key(places)
+        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        found: NDArray[np.intp] = np.where(self._sorted[at] == keys, self._order[at], -1)
+        return found
+
+    def neighbours(self, members: NDArray[np.intp]) -> tuple[Places, NDArray[np.intp]]:
+        """Unknown nodes (M, 2) a step of the present spacing beside the members, and whose each is.
+
+        A neighbour of several members belongs to the first of them.
+        """
+        places = self.places[members][:, None] + _AROUND * np.array(self.spacing)
+        owners = np.repeat(members, len(_AROUND))
+        places = places.reshape(-1, 2)
+        inside = (places[:, 0] >= 0) & (places[:, 0] <= self.last)
+        places, owners = places[inside], owners[inside]
+        places[:, 1] %= self.round
+        unknown = self.find(places) < 0
+        places, owners = places[unknown], owners[unknown]
+        _, first = np.unique(self._key(places), return_index=True)
+        first.sort()
+        return places[first], owners[first]
+
+    def ask(self, places: Places, owners: NDArray[np.intp]) -> Request:
+        """For new nodes, from their owners' parameters: averaged with those across, where known."""
+        nodes = torch.from_numpy(places * np.array(self.unit) + np.array([self.low, 0.0]))
+        across = 2 * places - self.places[owners]
+        across[:, 1] %= self.round
+        other = self.find(across)
+        other = np.where(other < 0, owners, other)
+        start = 0.5 * (self.parameters[owners] + self.parameters[other])
+        return Request(nodes, start, float(self.value.max()) - LIKELY)
+
+    def learn(self, places: Places, reply: Reply) -> None:
+        """Take new nodes in."""
+        self.places = np.concatenate([self.places, places])
+        self.value = np.concatenate([self.value, reply.value])
+        self.parameters = torch.cat([self.parameters, reply.parameters])
+        self._index()
 
     def on_present(self) -> NDArray[np.bool_]:
         """(N,) is the node on the lattice of the present spacing?"""
         here: NDArray[np.bool_] = (self.places % np.array(self.spacing) == 0).all(axis=1)
         return here
 
-    def fill(self) -> None:
-        """Evaluate until every likely node, and every node of the beam, has all its neighbours."""
+    def likely(self) -> NDArray[np.intp]:
+        """Positions of the likely nodes on the lattice of the present spacing."""
+        return np.flatnonzero(self.on_present() & (self.value > self.value.max() - LIKELY))
+
+    def fill(self) -> Generator[Request, Reply, None]:
+        """Ask until every likely node, and every node of the beam, has all its neighbours."""
         while len(self.value) < LARGEST:
             here = np.flatnonzero(self.on_present())
             value = self.value[here]
             order = np.argsort(-value, kind="stable")
             likely = int(np.sum(value > value.max() - LIKELY))
-            places, parents = self.neighbours(here[order[: max(likely, BEAM)]].tolist())
-            if not places:
+            places, owners = self.neighbours(here[order[: max(likely, BEAM)]])
+            if not len(places):
                 return
-            self.evaluate(places, parents)
+            self.learn(places, (yield self.ask(places, owners)))
 
     def too_coarse(self) -> tuple[bool, bool]:
         """Is the likely region resolved too coarsely along the mass, along the angle?"""
@@ -120,7 +149,7 @@ class Lattice:
         bend = 2 * curve.value - left - right
         at_end = (curve.rows == 0) | (curve.rows == self.last)
         along_mass = _mean_curvature(curve.value, np.where(at_end, 0.0, bend))
-        likely = np.flatnonzero(self.on_present() & (self.value > self.value.max() - LIKELY))
+        likely = self.likely()
         along_angle = _mean_curvature(self.value[likely], self._bend_along_angle(likely))
         _, row, count = np.unique(self.places[likely, 0], return_inverse=True, return_counts=True)
         weight = np.exp(self.value[likely] - self.value.max())
@@ -131,23 +160,23 @@ class Lattice:
         )
 
     def _bend_along_angle(self, members: NDArray[np.intp]) -> Floats:
-        step = self.spacing[1]
-        bend = np.empty(len(members))
-        for n, member in enumerate(members):
-            i, j = self.places[member].tolist()
-            sides = [self.known.get(self._key(i, (j + d) % self.round), member) for d in (-step, step)]
-            bend[n] = 2 * self.value[member] - self.value[sides].sum()
+        bend = 2 * self.value[members]
+        for step in (-self.spacing[1], self.spacing[1]):
+            places = self.places[members] + np.array([0, step])
+            places[:, 1] %= self.round
+            side = self.find(places)
+            bend = bend - self.value[np.where(side < 0, members, side)]
         return bend
 
-    def refine(self) -> None:
+    def refine(self) -> Generator[Request, Reply, None]:
         """Fill and halve spacings until the likely region is resolved."""
-        self.fill()
+        yield from self.fill()
         while len(self.value) < LARGEST:
             coarse = self.too_coarse()
             if not any(coarse) or min(self.spacing) == 1:
                 return
             self.spacing = [s // 2 if halve else s for s, halve in zip(self.spacing, coarse, strict=True)]
-            self.fill()
+            yield from self.fill()
 
 
 def _mean_curvature(value: Floats, bend: Floats) -> float:
@@ -167,10 +196,11 @@ class MassCurve:
 
 def mass_curve(lattice: Lattice) -> MassCurve:
     """The angle summed over (trapezoidal rule, periodic lattice); rows without likely nodes are absent."""
-    likely = lattice.on_present() & (lattice.value > lattice.value.max() - LIKELY)
+    likely = lattice.likely()
     places, value = lattice.places[likely], lattice.value[likely]
     rows, row = np.unique(places[:, 0], return_inverse=True)
     total = np.zeros(len(rows))
     np.add.at(total, row, np.exp(value - value.max()))
     unit = lattice.unit[0]
-    return MassCurve(lattice.low + unit * rows, np.log(total), unit * lattice.spacing[0], rows)
+    masses: Floats = lattice.low + unit * rows.astype(np.float64)
+    return MassCurve(masses, np.log(total), unit * lattice.spacing[0], rows)

@@ -6,6 +6,7 @@ that ends inside it cuts the Gaussian off.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,17 @@ from scipy.special import log_ndtr
 from torch import Tensor
 
 from darkarc.evaluation.floor.likelihood import PixelLikelihood, PixelTerms
-from darkarc.simulation import Preset, observe
+from darkarc.simulation import Preset, observe_with_gradient
 
 Floats = NDArray[np.float64]
 Plane = tuple[Tensor, Tensor]
 
-_SOURCE_STEP_ARCSEC = 2e-3
+LIKELY = 12.0
+"""Nodes whose log-evidence is this much below the best are left out: a part of 1e-5 of the probability."""
+
 _LARGEST_STEP = (0.05, 0.05, 0.1)  # arcsec, arcsec, ln t
 _SETTLED = 0.02
+_NEGLECTED = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,24 @@ class Fit:
     parameters: Tensor
     value: Tensor
     information: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What is kept of B nodes, on the CPU: log-evidence (B,), nuisance parameters (B, P)."""
+
+    value: Floats
+    parameters: Tensor
+
+
+def joined(preset: Preset, parts: Sequence[Fit]) -> Reply:
+    """What is kept of fits, one after the other."""
+    whole = Fit(
+        torch.cat([part.parameters for part in parts]).cpu(),
+        torch.cat([part.value for part in parts]).cpu(),
+        torch.cat([part.information for part in parts]).cpu(),
+    )
+    return Reply(log_evidence(preset, whole), whole.parameters)
 
 
 def assemble(
@@ -57,50 +79,55 @@ def assemble(
     return terms.value.flatten(1).sum(1, dtype=torch.float64), gradient, information
 
 
-def source_derivatives(preset: Preset, plane: Plane, source_arcsec: Tensor) -> tuple[Tensor, Tensor]:
-    """Rate (B, H, W) and its derivatives (B, 2, H, W) with respect to the source's position (B, 2).
-
-    Central differences: five images on one plane cost a third of two forward-mode derivatives.
-    """
-    steps = _SOURCE_STEP_ARCSEC * source_arcsec.new_tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
-    x, y = (p.unsqueeze(-3) for p in plane)
-    images = observe(preset, x, y, source_arcsec[:, None] + steps)
-    jacobian = torch.stack([images[:, 1] - images[:, 2], images[:, 3] - images[:, 4]], dim=1)
-    return images[:, 0], jacobian / (2 * _SOURCE_STEP_ARCSEC)
-
-
 def scored(
-    preset: Preset, likelihood: PixelLikelihood, plane: Plane, parameters: Tensor
+    preset: Preset,
+    likelihood: PixelLikelihood,
+    plane: Plane,
+    parameters: Tensor,
+    image: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-likelihood (B,), gradient (B, P) and information (B, P, P) in the nuisance parameters (B, P)."""
-    rate, jacobian = source_derivatives(preset, plane, parameters[:, :2])
+    rate, jacobian = observe_with_gradient(preset, *plane, parameters[:, :2])
     if not likelihood.fits_exposure:
-        return assemble(likelihood.terms(rate, None), jacobian, rate, False)
+        return assemble(likelihood.terms(rate, None, image), jacobian, rate, False)
     tau = parameters[:, 2]
     seconds = tau.exp().to(rate.dtype)[:, None, None]
     u = rate * seconds
-    return assemble(likelihood.terms(u, tau), jacobian * seconds[:, None], u, True)
+    return assemble(likelihood.terms(u, tau, image), jacobian * seconds[:, None], u, True)
 
 
-def fit(preset: Preset, likelihood: PixelLikelihood, plane: Plane, start: Tensor, *, rounds: int = 6) -> Fit:
+def fit(
+    preset: Preset,
+    likelihood: PixelLikelihood,
+    plane: Plane,
+    start: Tensor,
+    *,
+    rounds: int = 6,
+    bar: Tensor | None = None,
+    image: Tensor | None = None,
+) -> Fit:
     """Fisher scoring from `start` (B, P) on planes (B, H, W); a step that loses is halved, tried again.
 
     Ends once no node promises more than 0.02 of log-likelihood; what is promised is added to the value.
+    bar: (B,) or a number. A node whose value with all that it promises stays below is improbable: it is
+        left when it promises less than a twentieth of what it lacks.
+    image: (B,) int64, which image of the likelihood each node is of.
     """
     parameters = start.clone()
-    value, gradient, information = scored(preset, likelihood, plane, parameters)
+    value, gradient, information = scored(preset, likelihood, plane, parameters, image)
     limit = parameters.new_tensor(_LARGEST_STEP[: parameters.shape[1]])
     share = parameters.new_ones(len(parameters))
     for _ in range(rounds):
         step = torch.linalg.solve(information, gradient)
         promised = 0.5 * (gradient * step).sum(1)
-        todo = (promised > _SETTLED).nonzero().squeeze(1)
+        todo = (promised > _SETTLED + _slack(value, promised, bar)).nonzero().squeeze(1)
         if not len(todo):
             break
         move = torch.minimum(torch.maximum(step[todo], -limit), limit) * share[todo, None]
         tried = parameters[todo] + move
         part = (plane[0][todo], plane[1][todo]) if plane[0].dim() == 3 else plane
-        new_value, new_gradient, new_information = scored(preset, likelihood, part, tried)
+        which = image if image is None else image[todo]
+        new_value, new_gradient, new_information = scored(preset, likelihood, part, tried, which)
         better = new_value > value[todo]
         won, lost = todo[better], todo[~better]
         parameters[won], value[won] = tried[better], new_value[better]
@@ -108,8 +135,14 @@ def fit(preset: Preset, likelihood: PixelLikelihood, plane: Plane, start: Tensor
         share[won] = torch.clamp_max(2 * share[won], 1.0)
         share[lost] *= 0.3
     step = torch.linalg.solve(information, gradient)
-    promised = (0.5 * (gradient * step).sum(1)).clamp_max(_SETTLED)
-    return Fit(parameters, value + promised, information)
+    promised = 0.5 * (gradient * step).sum(1)
+    most = _SETTLED + _slack(value, promised, bar)
+    return Fit(parameters, value + torch.minimum(promised, torch.as_tensor(most)), information)
+
+
+def _slack(value: Tensor, promised: Tensor, bar: Tensor | None) -> Tensor | float:
+    """How much of a promise is not worth a step: a share of what a node lacks to the bar, (B,)."""
+    return 0.0 if bar is None else _NEGLECTED * (bar - value - promised).clamp_min(0.0)
 
 
 def log_evidence(preset: Preset, found: Fit) -> Floats:

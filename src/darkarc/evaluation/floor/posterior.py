@@ -13,8 +13,9 @@ from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
 
 from darkarc.config import CLASSES, DEFAULT_TARGET
-from darkarc.evaluation.floor.bank import Bank, make_bank, start, survey
-from darkarc.evaluation.floor.lattice import Lattice, MassCurve, mass_curve
+from darkarc.evaluation.floor.bank import Bank, make_bank
+from darkarc.evaluation.floor.explore import explored
+from darkarc.evaluation.floor.lattice import MassCurve, mass_curve
 from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
 from darkarc.models import Posterior
 from darkarc.simulation import get_preset
@@ -33,14 +34,15 @@ def exact_posterior(
     distances: str = "deeplense",
     bins: int = 256,
     workers: int = 1,
+    device: str = "cpu",
     advance: Callable[[], object] | None = None,
 ) -> Posterior:
     """Posterior of log10 m, on the simulator's prior, of axion images (N, H, W) in the form that is stored.
 
     The likelihood is the simulator's own; angle, source position and (Model I, whose files do not tell
     it) the exposure are integrated out over their priors. That the lens is axion-like is taken as given.
-    The same image gives the same bits whatever stands beside it and however many processes (`workers`)
-    there are.
+    On a CPU the same image gives the same bits whatever stands beside it and however many processes
+    (`workers`) there are; a GPU (`device`, one process) refines the lattices of many images abreast.
     advance: called once an image, in order.
 
     Raises `NoFloor` for a form without noise and for images of another size.
@@ -50,7 +52,8 @@ def exact_posterior(
         raise NoFloor(reason)
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
     rows = []
-    with _curves(images, (preset, noise, distances), workers) as curves:
+    checked = (_right_size(image, preset) for image in images)
+    with _curves(checked, (preset, noise, distances, device), workers) as curves:
         for curve in curves:
             rows.append(bin_density(curve, edges))
             if advance is not None:
@@ -59,6 +62,15 @@ def exact_posterior(
     classes = np.zeros((len(rows), len(CLASSES)))
     classes[:, CLASSES.index("axion")] = 1.0
     return Posterior(edges, density, classes, DEFAULT_TARGET)
+
+
+def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
+    height, width = get_preset(preset).instrument.shape
+    if image.shape != (height, width):
+        raise NoFloor(
+            f"images of {preset} have {height} x {width} pixels, found {image.shape[0]} x {image.shape[-1]}"
+        )
+    return image
 
 
 def bin_density(curve: MassCurve, edges: Floats) -> Floats:
@@ -84,28 +96,25 @@ def bin_density(curve: MassCurve, edges: Floats) -> Floats:
     return density
 
 
-Form = tuple[str, str, str]
+Form = tuple[str, str, str, str]
+"""Preset, noise, distances, device."""
 
 
 @cache
-def _bank(preset: str, distances: str) -> Bank:
-    return make_bank(preset, distances)
+def _bank(preset: str, distances: str, device: str) -> Bank:
+    return make_bank(preset, distances, device)
 
 
 @torch.no_grad()
+def _mass_curves(form: Form, images: Iterable[NDArray[np.generic]]) -> Iterator[MassCurve]:
+    """The log-evidence along the mass of each image."""
+    preset, noise, distances, device = form
+    for one in explored(_bank(preset, distances, device), noise, images):
+        yield mass_curve(one.lattice)
+
+
 def _curve(form: Form, image: NDArray[np.generic]) -> MassCurve:
-    """The log-evidence of one image along the mass."""
-    preset, noise, distances = form
-    bank = _bank(preset, distances)
-    if image.shape != bank.preset.instrument.shape:
-        raise NoFloor(
-            f"images of {preset} have {bank.preset.instrument.pixels} x {bank.preset.instrument.pixels} "
-            f"pixels, found {image.shape}"
-        )
-    likelihood, guess = start(bank, noise, torch.from_numpy(image.astype(np.float32)))
-    lattice = Lattice(bank, likelihood, survey(bank, likelihood, guess))
-    lattice.refine()
-    return mass_curve(lattice)
+    return next(_mass_curves(form, [image]))
 
 
 @contextmanager
@@ -116,7 +125,7 @@ def _curves(images: Iterable[NDArray[np.generic]], form: Form, workers: int) -> 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield (_curve(form, image) for image in images)
+            yield _mass_curves(form, images)
         finally:
             torch.set_num_threads(threads)
         return
