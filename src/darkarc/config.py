@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,6 +28,9 @@ TARGET_CLASS = {
 PresetName = Literal["model_i", "model_ii", "model_iii"]
 Noise = Literal["none", "published", "physical"]
 Distances = Literal["deeplense", "physical"]
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
@@ -144,11 +147,17 @@ class ScheduleStep(Section):
 class TrainConfig(Section):
     epochs: int = Field(36, ge=1)
     batch_size: int = Field(64, ge=2)
-    optimiser: Literal["adamw"] = "adamw"
+    accumulate: int = Field(1, ge=1, description="parts in which a batch passes the network, to save memory")
+    optimiser: Literal["adamw", "sgd", "lamb", "lion", "muon"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd, muon: Nesterov momentum")
+    betas: tuple[Share, Share] = Field(
+        (0.9, 0.99), description="adamw, lamb, lion, muon's AdamW: memory of the two moments"
+    )
     learning_rate: float = Field(4e-3, gt=0, description="the highest rate of the policy")
     weight_decay: float = Field(0.01, ge=0)
-    policy: Literal["one_cycle", "plateau"] = "one_cycle"
-    warmup: float = Field(0.25, ge=0, lt=1, description="share of one-cycle's steps spent rising")
+    policy: Literal["one_cycle", "cyclic", "cosine", "plateau", "constant"] = "one_cycle"
+    warmup: float = Field(0.25, ge=0, lt=1, description="one_cycle, cosine: share of the steps spent rising")
+    cycles: int = Field(4, ge=1, description="cyclic: triangles from a 25th of the rate up and down again")
     plateau_factor: float = Field(0.3, gt=0, lt=1, description="plateau: the rate is multiplied by this")
     plateau_patience: int = Field(3, ge=0, description="plateau: epochs without gain before that")
     early_stopping: int = Field(0, ge=0, description="epochs without gain before training stops; 0: never")
@@ -162,10 +171,21 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of a training step; auto: bfloat16 where the hardware has it"
     )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the moving average of the weights, which answers; 0: off"
+    )
+    swa: float = Field(
+        0.0, ge=0, le=1, description="share of the epochs, the last ones, whose weights are averaged; 0: off"
+    )
     freeze_norm: float = Field(
         0.3, ge=0, le=1, description="share of the epochs, the last ones, with fixed batch-norm statistics"
     )
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    on_nonfinite: Literal["stop", "rollback"] = Field(
+        "stop", description="a loss that is not finite stops, or goes back to the checkpoint at a lower rate"
+    )
+    rollback_factor: float = Field(0.5, gt=0, lt=1, description="rollback: the rate is multiplied by this")
+    rollback_limit: int = Field(3, ge=1, description="rollback: so many times, then stop")
     dihedral: Literal["none", "flips", "full"] = Field(
         "flips",
         description="drawn a sample and epoch: the 4 flips that keep the lens, or all 8 rotations and flips",
@@ -173,6 +193,18 @@ class TrainConfig(Section):
     schedule: tuple[ScheduleStep, ...] = Field(
         (), description="changes of parameters between epochs, as a population search (pbt, pb2) finds them"
     )
+
+    @model_validator(mode="after")
+    def _one_average(self) -> "TrainConfig":
+        if self.ema and self.swa:
+            raise ValueError(f"ema is {self.ema:g} and swa {self.swa:g}: one average answers, set one to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> "TrainConfig":
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} is more than batch_size {self.batch_size}")
+        return self
 
 
 class EvaluateConfig(Section):

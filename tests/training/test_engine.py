@@ -102,7 +102,20 @@ FLAT = {"epochs": 4, "policy": "plateau", "learning_rate": 1e-30, "plateau_patie
         (BASE, {"batch_size": 8}),
         (BASE, {"learning_rate": 2e-3}),
         (BASE, {"weight_decay": 0.5}),
+        (BASE, {"optimiser": "sgd"}),
+        (BASE, {"optimiser": "lamb"}),
+        (BASE, {"optimiser": "lion"}),
+        (BASE, {"optimiser": "muon"}),
+        (BASE | {"optimiser": "sgd"}, {"momentum": 0.5}),
+        (BASE, {"betas": [0.5, 0.9]}),
         (BASE, {"policy": "plateau"}),
+        (BASE, {"policy": "cyclic"}),
+        (BASE | {"warmup": 0.6}, {"policy": "cosine"}),
+        (BASE, {"policy": "constant"}),
+        (BASE | {"policy": "cyclic"}, {"cycles": 1}),
+        (BASE, {"accumulate": 2}),
+        (BASE, {"ema": 0.9}),
+        (BASE, {"swa": 1.0}),
         (BASE, {"warmup": 0.9}),
         (BASE, {"label_sigma_dex": 0.2}),
         (BASE, {"class_weight": 2.0}),
@@ -149,9 +162,71 @@ def test_a_loss_that_is_not_finite_stops_with_the_reason(
 ) -> None:
     real = engine.objective
     monkeypatch.setattr(engine, "objective", lambda *args: real(*args) * float("nan"))
-    with pytest.raises(TrainingError, match=r"became nan in epoch 1 .* lower train.learning_rate"):
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch 1 .* lower train.learning_rate"):
         run(settings(), prepared, tmp_path)
     assert not list(tmp_path.glob("*/step-*"))
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The loss of these steps, counted over the whole process, is not finite."""
+    real, done = engine.objective, 0
+
+    def breaking(*args: Any) -> torch.Tensor:
+        nonlocal done
+        done += 1
+        return real(*args) * (float("inf") if done in steps else 1.0)
+
+    monkeypatch.setattr(engine, "objective", breaking)
+
+
+ROLLBACK = {"epochs": 3, "policy": "constant", "on_nonfinite": "rollback"}
+
+
+@pytest.mark.parametrize("broken", [2, 7])
+def test_a_rollback_goes_on_from_the_checkpoint_at_a_lower_rate(
+    prepared: Store,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    broken: int,
+) -> None:
+    config = settings(**ROLLBACK, rollback_factor=0.1)
+    with monkeypatch.context() as patch:
+        breaks(patch, broken)
+        result = run(config, prepared, tmp_path / "broken")
+    said = " ".join(capfd.readouterr().err.split())
+    epoch = 1 + (broken - 1) // 4
+    assert f"became inf in epoch {epoch}" in said or f"became nan in epoch {epoch}" in said
+    assert f"going back to step {4 * (epoch - 1)}, with the rate times 0.1 (rollback 1 of at most 3)" in said
+    rates = [row["learning_rate"] / 4e-3 for row in result.history]
+    assert rates == pytest.approx([1.0] * (epoch - 1) + [0.1] * (4 - epoch))
+    assert [row["rollbacks"] for row in result.history] == [0.0] * (epoch - 1) + [1.0] * (4 - epoch)
+    assert all(value.isfinite().all() for value in weights(result).values())
+    # From the checkpoint on it is a training at that rate: nothing of the broken epoch is left.
+    if epoch == 1:
+        plain = run(settings(**{**ROLLBACK, "learning_rate": 4e-4}), prepared, tmp_path / "plain")
+        assert same(plain, result)
+
+
+def test_after_too_many_rollbacks_it_stops(
+    prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, *range(6, 99))
+    with pytest.raises(TrainingError, match=r"in epoch 2 at a learning rate of 0.001 after 2 rollbacks"):
+        run(settings(**ROLLBACK, rollback_limit=2), prepared, tmp_path)
+
+
+def test_a_weight_that_breaks_in_the_last_step_is_noticed(
+    prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(parameters: Any, limit: float) -> None:
+        for parameter in parameters:
+            parameter.grad.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflowing)
+    with pytest.raises(TrainingError, match=r"a weight became infinite or nan in epoch 1"):
+        run(settings(epochs=1, batch_size=70), prepared, tmp_path)
 
 
 def test_a_label_wider_than_the_prior_is_noticed_before_training(

@@ -10,7 +10,7 @@ from darkarc.data.batches import Batch, ImageSource
 from darkarc.data.store import Store
 from darkarc.models import Regressor
 from darkarc.training import new_regressor
-from darkarc.training.objectives import objective, target_losses, validate
+from darkarc.training.objectives import label_counts, objective, parts_of, target_losses, validate
 
 Settings = Callable[..., Config]
 
@@ -76,3 +76,22 @@ def test_validation_agrees_with_the_posterior(
     correct = posterior.class_probability.argmax(1) == source.classes.numpy()
     assert metrics["val_class_accuracy"] == pytest.approx(correct.mean())
     assert len(CLASSES) == posterior.class_probability.shape[1]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_parts_of_a_batch_sum_to_the_whole_however_its_targets_are_spread(
+    regressor: Regressor, settings: Settings, n: int
+) -> None:
+    truth = torch.tensor([-23.5, -22.2, -23.1, torch.nan, torch.nan, torch.nan, -22.9])[:, None]
+    batch = Batch(torch.randn(7, 1, 12, 12), torch.tensor([0, 0, 0, 1, 2, 1, 0]), truth, truth.repeat(1, 4))
+    train = settings(class_weight=0.7).train
+    whole = objective(regressor, batch, train)
+    whole.backward()
+    gradients = [p.grad.clone() for p in regressor.parameters()]
+    regressor.zero_grad()
+    parts = [objective(regressor, part, train, label_counts(batch)) for part in parts_of(batch, n)]
+    assert len(parts) == n
+    sum(parts).backward()
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-5)
+    for parameter, expected in zip(regressor.parameters(), gradients, strict=True):
+        assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-5)

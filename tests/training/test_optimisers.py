@@ -52,3 +52,82 @@ def test_norms_and_biases_do_not_decay() -> None:
     for old, new in zip(before, model.parameters(), strict=True):
         factor = 1 - 0.1 * 0.5 if old.ndim > 1 else 1.0
         assert new.detach() == pytest.approx(old * factor)
+
+
+def test_cosine_with_warm_up_is_torchs() -> None:
+    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+    settings = TrainConfig(learning_rate=2.0, policy="cosine", warmup=0.2)
+    optimiser = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    rise = LinearLR(optimiser, 1 / 25, total_iters=9)
+    fall = CosineAnnealingLR(optimiser, 40, eta_min=2.0 / 2000)
+    schedule = SequentialLR(optimiser, [rise, fall], milestones=[9])
+    for step in range(50):
+        expected = optimiser.param_groups[0]["lr"]
+        assert learning_rate(settings, step, 50, Plateau()) == pytest.approx(expected, rel=1e-6), step
+        optimiser.step()
+        schedule.step()
+
+
+def test_cyclic_is_torchs() -> None:
+    settings = TrainConfig(learning_rate=2.0, policy="cyclic", cycles=5)
+    optimiser = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    theirs = torch.optim.lr_scheduler.CyclicLR(optimiser, 2.0 / 25, 2.0, step_size_up=5, cycle_momentum=False)
+    for step in range(50):
+        expected = optimiser.param_groups[0]["lr"]
+        assert learning_rate(settings, step, 50, Plateau()) == pytest.approx(expected, rel=1e-9)
+        optimiser.step()
+        theirs.step()
+
+
+def test_constant_is_constant() -> None:
+    settings = TrainConfig(learning_rate=0.3, policy="constant")
+    assert {learning_rate(settings, step, 9, Plateau(cuts=2)) for step in range(9)} == {0.3}
+
+
+def test_muon_orthogonalises_kernels_as_torchs_does_matrices() -> None:
+    """A kernel's step is that of torch's Muon on the kernel as a matrix; what is thinner goes by NAdamW."""
+    from timm.optim import NAdamW
+
+    torch.manual_seed(3)
+    kernel, bias = nn.Parameter(torch.randn(16, 8, 3, 3)), nn.Parameter(torch.randn(16))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    settings = TrainConfig(optimiser="muon", learning_rate=0.1, weight_decay=0.2, momentum=0.8)
+    ours = build_optimiser(nn.ParameterList([kernel, bias]), settings)
+    other = nn.Parameter(bias.detach().clone())
+    adamw = NAdamW([other], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    theirs = torch.optim.Muon(
+        [matrix], lr=0.1, weight_decay=0.2, momentum=0.8, nesterov=True, adjust_lr_fn="match_rms_adamw",
+        ns_coefficients=(3.4445, -4.7750, 2.0315),
+    )  # fmt: skip
+    before = kernel.detach().flatten(1).clone()
+    for _ in range(3):
+        kernel.grad, bias.grad = torch.randn_like(kernel), torch.randn_like(bias)
+        matrix.grad, other.grad = kernel.grad.flatten(1), bias.grad.clone()
+        for optimiser in (ours, theirs, adamw):
+            optimiser.step()
+    assert torch.allclose(bias, other)
+    # Newton and Schulz's coefficients differ, and five steps of either leave singular values near 1.
+    steps = kernel.detach().flatten(1) - before, matrix.detach() - before
+    assert nn.functional.cosine_similarity(steps[0].flatten(), steps[1].flatten(), dim=0) > 0.97
+    assert steps[0].norm() / steps[1].norm() == pytest.approx(1.0, abs=0.15)
+
+
+def test_lamb_and_sgd_follow_their_formulas() -> None:
+    """LAMB (arXiv:1904.00962, algorithm 2): a weight moves by the rate times its own norm, whatever the
+    gradient's size; SGD with Nesterov's momentum is torch's."""
+    start = torch.full((4, 4), 0.5)
+    for scale in (1.0, 1e4):
+        weight = nn.Parameter(start.clone())
+        settings = TrainConfig(optimiser="lamb", learning_rate=0.01, weight_decay=1e-12)
+        optimiser = build_optimiser(nn.ParameterList([weight]), settings)
+        weight.grad = scale * torch.ones_like(weight)
+        optimiser.step()
+        assert (weight - start).norm().item() == pytest.approx(0.01 * start.norm().item(), rel=1e-3)
+    weight = nn.Parameter(start.clone())
+    settings = TrainConfig(optimiser="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0.5)
+    optimiser = build_optimiser(nn.ParameterList([weight]), settings)
+    weight.grad = torch.ones_like(weight)
+    optimiser.step()  # buffer 1, step 1 + 0.5
+    optimiser.step()  # buffer 1.5, step 1 + 0.75
+    assert weight.detach() == pytest.approx(start - 0.1 * (1.5 + 1.75))

@@ -78,17 +78,28 @@ def test_after_kill_9_the_final_weights_are_those_of_an_undisturbed_run(
     assert same(run(config, prepared, tmp_path / "work"), undisturbed)
 
 
-@pytest.mark.parametrize("policy", ["one_cycle", "plateau"])
-@pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (4, {"policy": "one_cycle"}),
+        (6, {"policy": "one_cycle"}),
+        (6, {"policy": "plateau", "plateau_patience": 0}),
+        (6, {"optimiser": "sgd", "policy": "cyclic", "ema": 0.9}),
+        (6, {"optimiser": "lamb", "policy": "cosine", "weight_decay": 0.1}),
+        (6, {"optimiser": "lion", "swa": 1.0}),
+        (8, {"optimiser": "muon", "swa": 0.7}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(map(str, value.values())),
+)
 def test_a_signal_leaves_a_state_to_go_on_from(
     prepared: Store,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    policy: str,
     steps: int,
+    options: dict[str, Any],
 ) -> None:
-    config = settings(epochs=3, policy=policy, plateau_patience=0)
+    config = settings(epochs=3, **options)
     undisturbed = run(config, prepared, tmp_path / "undisturbed")
     objective, done = engine.objective, 0
 
@@ -106,6 +117,34 @@ def test_a_signal_leaves_a_state_to_go_on_from(
     assert signal.getsignal(signal.SIGTERM) == before
     assert same(run(config, prepared, tmp_path / "work"), undisturbed)
     assert done == 12
+
+
+def test_a_kill_after_a_rollback_changes_nothing(
+    prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(epochs=3, on_nonfinite="rollback", ema=0.5)
+    objective = engine.objective
+
+    def breaking(at: int, killed_at: int) -> Callable[..., torch.Tensor]:
+        done = 0
+
+        def broken(*args: Any) -> torch.Tensor:
+            nonlocal done
+            done += 1
+            if done == killed_at:
+                raise KeyboardInterrupt
+            return objective(*args) * (float("nan") if done == at else 1.0)
+
+        return broken
+
+    monkeypatch.setattr(engine, "objective", breaking(at=6, killed_at=-1))
+    undisturbed = run(config, prepared, tmp_path / "undisturbed")
+    assert [row["rollbacks"] for row in undisturbed.history] == [0, 1, 1]
+    monkeypatch.setattr(engine, "objective", breaking(at=6, killed_at=10))  # in the second try of epoch 2
+    with pytest.raises(KeyboardInterrupt):
+        run(config, prepared, tmp_path / "work")
+    monkeypatch.setattr(engine, "objective", objective)
+    assert same(run(config, prepared, tmp_path / "work"), undisturbed)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

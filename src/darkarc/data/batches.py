@@ -1,5 +1,6 @@
 """Batches of a prepared store on the device: resident in memory where they fit, else memory-mapped."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +77,11 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def batches(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Batches of the samples `order`, each with its indices (B,); the same in every epoch."""
+        for indices in order.split(batch_size):
+            yield indices, self.batch(indices)
 
     def batch(self, indices: Tensor) -> Batch:
         """Samples of this split by their position in it; `indices` (B,) on the device."""

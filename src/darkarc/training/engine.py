@@ -17,11 +17,19 @@ from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
 from darkarc.models import Grid, Regressor, RegressorSpec
 from darkarc.tracking.tracker import Tracker
-from darkarc.training.checkpoints import Progress, restore_checkpoint, save_checkpoint, to_cpu
+from darkarc.training.averaging import WeightAverage, freeze_norms
+from darkarc.training.checkpoints import Learner, Progress, restore_checkpoint, save_checkpoint, to_cpu
 from darkarc.training.display import Display, Silent, Terminal
 from darkarc.training.fingerprint import environment, training_digest
 from darkarc.training.interruption import StopRequest, TrainingInterrupted
-from darkarc.training.objectives import autocast, objective, target_losses, validate
+from darkarc.training.objectives import (
+    autocast,
+    label_counts,
+    objective,
+    parts_of,
+    target_losses,
+    validate,
+)
 from darkarc.training.optimisers import build_optimiser, learning_rate
 from darkarc.training.schedule import EpochEnd, EpochHook, replay
 
@@ -35,7 +43,8 @@ class TrainingError(ValueError):
 @dataclass(frozen=True)
 class TrainResult:
     """regressor: in evaluation mode, with the best epoch's weights; history: a row an epoch
-    (epoch, learning_rate, train_loss, val_loss, val_mae_dex, val_class_accuracy); best_epoch counts
+    (epoch, learning_rate, train_loss, val_loss, val_mae_dex, val_class_accuracy, and with
+    `train.on_nonfinite: rollback` rollbacks, how often it went back so far); best_epoch counts
     from 1; stopped_early: whether `train.early_stopping` ended it; digest: names this training.
     """
 
@@ -90,108 +99,188 @@ def train(
         if config.train.auxiliary_weight > 0:
             regressor.attach_auxiliary(len(AUXILIARY))
         regressor = regressor.to(device).to(memory_format=torch.channels_last)
-        batch_size = min(config.train.batch_size, len(source))
-        n_steps = config.train.epochs * (len(source) // batch_size)
+        plan = Plan.of(config.train, len(source))
         display: Display = Silent()
         if progress:
-            display = stack.enter_context(Terminal(n_steps, config.train.epochs))
+            display = stack.enter_context(Terminal(plan.n_steps, config.train.epochs))
         _check_prior(regressor, held_out, config.train)
         if config.train.auxiliary_weight > 0 and not bool(held_out.auxiliary.isfinite().any()):
             display.say(
                 "train.auxiliary_weight changes nothing: the table knows neither source_x_arcsec and "
                 "source_y_arcsec nor vortex_angle_rad"
             )
-        state, best = _fit(config, regressor, source, held_out, folder, tracker, display, stop, on_epoch)
-    regressor.load_state_dict(best)
+        learner = new_learner(regressor, config.train)
+        session = Session(folder, tracker, display, stop, on_epoch)
+        state = _fit(config, plan, learner, source, held_out, session)
+    regressor.load_state_dict(learner.best)
     regressor.drop_auxiliary()
     return TrainResult(regressor.eval(), state.history, state.best_epoch, state.stopped_early, digest)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a training divides: an epoch leaves out what does not fill a batch."""
+
+    batch_size: int
+    steps_per_epoch: int
+    n_steps: int
+
+    @classmethod
+    def of(cls, settings: TrainConfig, n_images: int) -> "Plan":
+        batch_size = min(settings.batch_size, n_images)
+        steps_per_epoch = n_images // batch_size
+        return cls(batch_size, steps_per_epoch, settings.epochs * steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a training keeps its state, and who watches it."""
+
+    folder: Path
+    tracker: Tracker
+    display: Display
+    stop: StopRequest
+    on_epoch: EpochHook | None
+
+
 def _fit(
-    config: Config,
-    regressor: Regressor,
-    source: ImageSource,
-    held_out: ImageSource,
-    folder: Path,
-    tracker: Tracker,
-    display: Display,
-    stop: StopRequest,
-    on_epoch: EpochHook | None,
-) -> tuple[Progress, dict[str, Tensor]]:
-    """The loop. Returns the final state and the best epoch's weights."""
+    config: Config, plan: Plan, learner: Learner, source: ImageSource, held_out: ImageSource, session: Session
+) -> Progress:
+    """The loop. Leaves the best epoch's weights in `learner.best`."""
     settings, seed, device = config.train, config.seed, source.device
-    batch_size = min(settings.batch_size, len(source))
-    steps_per_epoch = len(source) // batch_size
-    n_steps = settings.epochs * steps_per_epoch
-    optimiser = build_optimiser(regressor, settings)
-    state, best = _start(folder, regressor, optimiser, display)
+    regressor, optimiser = learner.regressor, learner.optimiser
+    state = _start(learner, settings, session)
     loss_sum = torch.full((), state.train_loss_sum, dtype=torch.float64, device=device)
 
-    while state.step < n_steps and not state.stopped_early:
-        epoch, position = divmod(state.step, steps_per_epoch)
+    while state.step < plan.n_steps and not state.stopped_early:
+        epoch, position = divmod(state.step, plan.steps_per_epoch)
         order = epoch_order(seed, epoch, len(source), device)
+        left = order[position * plan.batch_size : plan.steps_per_epoch * plan.batch_size]
         _training_mode(regressor, epoch, settings)
-        for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
-            indices = order[start : start + batch_size]
-            batch = augmented(source.batch(indices), indices, settings, seed, epoch)
-            rate = learning_rate(settings, state.step, n_steps, state.plateau)
+        for indices, fresh in source.batches(epoch, left, plan.batch_size):
+            batch = augmented(fresh, indices, settings, seed, epoch)
+            counts = label_counts(batch)
+            rate = settings.rollback_factor**state.rollbacks
+            rate *= learning_rate(settings, state.step, plan.n_steps, state.plateau)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             torch.manual_seed(_step_seed(seed, state.step))  # dropout knows no history
-            with autocast(device, settings.precision):
-                loss = objective(regressor, batch, settings)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in parts_of(batch, settings.accumulate):
+                with autocast(device, settings.precision):
+                    loss = objective(regressor, part, settings, counts)
+                loss.backward()
+                loss_sum += loss.detach()  # stays on the device: no synchronisation inside an epoch
             if settings.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(regressor.parameters(), settings.gradient_clip)
             optimiser.step()
-            loss_sum += loss.detach()  # stays on the device: no synchronisation inside an epoch
             state.step += 1
-            display.advance(state.step)
-            if stop.name and state.step % steps_per_epoch:
+            learner.average.after_step(regressor, state.step)
+            session.display.advance(state.step)
+            if session.stop.name and state.step % plan.steps_per_epoch:
                 break
-        if state.step % steps_per_epoch == 0:
-            train_loss = _finite(loss_sum.item() / steps_per_epoch, epoch, rate)
+        epoch_is_over = state.step % plan.steps_per_epoch == 0
+        if epoch_is_over:
+            row = {"epoch": epoch + 1, "learning_rate": rate}
+            row |= {"train_loss": loss_sum.item() / plan.steps_per_epoch}
             loss_sum.zero_()
-            row = {"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss}
-            row |= validate(regressor, held_out, settings)
+            if trouble := _trouble(row, regressor):
+                state = _go_back(trouble, state, learner, settings, session)
+                continue
+            seen = source.batches(epoch, order, plan.batch_size)
+            images = (augmented(batch, i, settings, seed, epoch).images for i, batch in seen)
+            answering = learner.average.after_epoch(regressor, epoch, images)
+            row |= validate(answering, held_out, settings)
             if _end_epoch(state, row, settings):
-                best = to_cpu(regressor.state_dict())
-            tracker.log_metrics({k: v for k, v in row.items() if math.isfinite(v)}, step=epoch + 1)
-            display.epoch(row)
+                learner.best = to_cpu(answering.state_dict())
+            _tell(row, session)
         state.train_loss_sum = loss_sum.item()
-        path = save_checkpoint(folder, state, regressor, optimiser, best)
-        if state.step % steps_per_epoch == 0 and on_epoch is not None:
-            is_last = state.stopped_early or state.step == n_steps
-            if on_epoch(EpochEnd(row, path, regressor, is_last, state.stopped_early)):
+        path = save_checkpoint(session.folder, state, learner)
+        if epoch_is_over and session.on_epoch is not None:
+            is_last = state.stopped_early or state.step == plan.n_steps
+            if session.on_epoch(EpochEnd(row, path, answering, is_last, state.stopped_early)):
                 break
-        if stop.name:
+        if session.stop.name:
             raise TrainingInterrupted(
-                f"{stop.name} after step {state.step} of {n_steps}: the same command goes on from there"
+                f"{session.stop.name} after step {state.step} of {plan.n_steps}: "
+                "the same command goes on from there"
             )
-    return state, best
+    return state
 
 
-def _start(
-    folder: Path, regressor: Regressor, optimiser: torch.optim.Optimizer, display: Display
-) -> tuple[Progress, dict[str, Tensor]]:
+def new_learner(regressor: Regressor, settings: TrainConfig) -> Learner:
+    """An untrained regressor with its optimiser and its average of weights."""
+    average = WeightAverage(regressor, settings)
+    best = to_cpu(regressor.state_dict())
+    return Learner(regressor, build_optimiser(regressor, settings), average, best)
+
+
+def _start(learner: Learner, settings: TrainConfig, session: Session) -> Progress:
     """The newest sound checkpoint of this training, or its beginning."""
-    restored = restore_checkpoint(folder, regressor, optimiser, display.say)
-    if restored is None:
-        return Progress(environment=environment()), to_cpu(regressor.state_dict())
-    state, best = restored
-    display.say(f"going on after step {state.step} from {folder.name}")
+    state = restore_checkpoint(session.folder, learner, session.display.say)
+    if state is None:
+        state = Progress(environment=environment())
+        if settings.on_nonfinite == "rollback":
+            save_checkpoint(session.folder, state, learner)  # what the first epoch goes back to
+        return state
+    session.display.say(f"going on after step {state.step} from {session.folder.name}")
     if state.environment != environment():
-        display.say(
+        session.display.say(
             f"this training began with {state.environment} and goes on with {environment()}: "
             "the weights will be as good, but not the same to the last bit"
         )
         state.environment = environment()
-    return state, best
+    return state
+
+
+def _trouble(row: dict[str, float], regressor: Regressor) -> str:
+    """What became of an epoch whose loss or weights are not finite; empty if all is well."""
+    if math.isfinite(row["train_loss"]):
+        if all(bool(tensor.isfinite().all()) for tensor in regressor.state_dict().values()):
+            return ""
+        what = "a weight became infinite or nan"
+    else:
+        what = f"the training loss became {row['train_loss']}"
+    return f"{what} in epoch {row['epoch']:.0f} at a learning rate of {row['learning_rate']:.2g}"
+
+
+def _go_back(
+    trouble: str, state: Progress, learner: Learner, settings: TrainConfig, session: Session
+) -> Progress:
+    """Back to the last checkpoint, at a lower rate from there on.
+
+    Raises `TrainingError` where `train.on_nonfinite` is stop, or after too many times. The lowered rate is
+    on the disk before training goes on, so that a kill changes nothing.
+    """
+    if settings.on_nonfinite == "stop" or state.rollbacks >= settings.rollback_limit:
+        again = f" after {state.rollbacks} rollbacks" if state.rollbacks else ""
+        raise TrainingError(
+            f"{trouble}{again}: lower train.learning_rate or set train.gradient_clip; the checkpoint of the "
+            "epoch before is kept"
+        )
+    rollbacks = state.rollbacks + 1
+    restored = restore_checkpoint(session.folder, learner, session.display.say)
+    if restored is None:
+        raise TrainingError(f"{trouble}, and no sound checkpoint is left in {session.folder} to go back to")
+    restored.rollbacks = rollbacks
+    save_checkpoint(session.folder, restored, learner)
+    session.display.say(
+        f"{trouble}: going back to step {restored.step}, with the rate times {settings.rollback_factor:g} "
+        f"(rollback {rollbacks} of at most {settings.rollback_limit})"
+    )
+    return restored
+
+
+def _tell(row: dict[str, float], session: Session) -> None:
+    finite = {name: value for name, value in row.items() if math.isfinite(value)}
+    session.tracker.log_metrics(finite, step=int(row["epoch"]))
+    session.display.epoch(row)
 
 
 def _end_epoch(state: Progress, row: dict[str, float], settings: TrainConfig) -> bool:
     """Book an epoch: history, plateau, early stopping. Returns whether it is the best so far."""
+    if settings.on_nonfinite == "rollback":
+        row["rollbacks"] = state.rollbacks
     state.history.append(row)
     better = row["val_loss"] < state.best_loss
     if better:
@@ -262,15 +351,6 @@ def _check_prior(regressor: Regressor, source: ImageSource, settings: TrainConfi
             )
 
 
-def _finite(loss: float, epoch: int, rate: float) -> float:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the training loss became {loss} in epoch {epoch + 1} at a learning rate of {rate:.2g}: lower "
-            "train.learning_rate or set train.gradient_clip; the checkpoint of the epoch before is kept"
-        )
-    return loss
-
-
 def _training_mode(regressor: Regressor, epoch: int, settings: TrainConfig) -> None:
     """Training mode; in the last epochs batch norms keep the statistics they will answer with.
 
@@ -278,9 +358,7 @@ def _training_mode(regressor: Regressor, epoch: int, settings: TrainConfig) -> N
     """
     regressor.train()
     if epoch >= round((1 - settings.freeze_norm) * settings.epochs):
-        for module in regressor.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        freeze_norms(regressor)
 
 
 def _step_seed(seed: int, step: int) -> int:

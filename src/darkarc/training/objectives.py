@@ -30,30 +30,47 @@ def target_losses(regressor: Regressor, outputs: Tensor, truth: Tensor, label_si
     return torch.stack(losses, dim=1)
 
 
-def objective(regressor: Regressor, batch: Batch, train: TrainConfig) -> Tensor:
-    """Scalar loss of a batch: mean of each target over the samples that have it, plus the classes'."""
+def objective(regressor: Regressor, batch: Batch, train: TrainConfig, counts: Tensor | None = None) -> Tensor:
+    """Scalar loss of a batch: mean of each target over the samples that have it, plus the classes' and the
+    auxiliary truths'.
+
+    counts: `label_counts` of the whole batch of which this one is a part; the losses of the parts, and so
+    their gradients, then sum to those of the whole.
+    """
+    if counts is None:
+        counts = label_counts(batch)
+    n_targets = batch.truth.shape[1]
+    known, n_samples, known_auxiliary = counts.clamp_min(1).split([n_targets, 1, batch.auxiliary.shape[1]])
     features = regressor.features(batch.images)
     outputs, class_logits = regressor.answers(features)
     losses = target_losses(regressor, outputs, batch.truth, train.label_sigma_dex)
-    count = batch.truth.isfinite().sum(dim=0).clamp_min(1)
-    class_loss = functional.cross_entropy(class_logits, batch.classes)
-    total = (losses.sum(dim=0) / count).sum() + train.class_weight * class_loss
+    class_loss = functional.cross_entropy(class_logits, batch.classes, reduction="sum") / n_samples.squeeze()
+    total = (losses.sum(dim=0) / known).sum() + train.class_weight * class_loss
     if regressor.auxiliary_layer is not None:
         with torch.autocast(features.device.type, enabled=False):
-            estimates = regressor.auxiliary_layer(features)
-        total = total + train.auxiliary_weight * auxiliary_loss(estimates, batch.auxiliary)
+            errors = auxiliary_errors(regressor.auxiliary_layer(features), batch.auxiliary)
+        total = total + train.auxiliary_weight * (errors.sum(dim=0) / known_auxiliary).sum()
     return total
 
 
-def auxiliary_loss(estimates: Tensor, truth: Tensor) -> Tensor:
-    """Scalar: squared error of each column over the samples that know it, summed over columns.
+def label_counts(batch: Batch) -> Tensor:
+    """(T + 1 + A,) float32: how many samples know each target, how many there are, and how many know each
+    auxiliary truth. Counts of parts sum to those of the whole."""
+    columns = batch.truth.isfinite(), torch.ones_like(batch.truth[:, :1]), batch.auxiliary.isfinite()
+    return torch.cat([column.float() for column in columns], dim=1).sum(dim=0)
 
-    estimates and truth (B, A); a column that no sample knows counts 0.
-    """
+
+def parts_of(batch: Batch, n: int) -> list[Batch]:
+    """A batch in `n` parts of equal size, to one sample."""
+    columns = [column.tensor_split(n) for column in batch]
+    return [Batch(*part) for part in zip(*columns, strict=True)]
+
+
+def auxiliary_errors(estimates: Tensor, truth: Tensor) -> Tensor:
+    """(B, A) squared errors of the estimates; 0 where a sample does not know the truth."""
     assert estimates.shape == truth.shape, (estimates.shape, truth.shape)
     known = truth.isfinite()
-    square = torch.where(known, estimates - torch.where(known, truth, 0.0), 0.0) ** 2
-    return (square.sum(dim=0) / known.sum(dim=0).clamp_min(1)).sum()
+    return torch.where(known, estimates - torch.where(known, truth, 0.0), 0.0) ** 2
 
 
 @torch.inference_mode()
