@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from darkarc.data.form import DataForm
 from darkarc.evaluation.binning import by_bin, mass_edges
 from darkarc.evaluation.classes import score_classes
 from darkarc.evaluation.figures import (
@@ -23,7 +24,7 @@ from darkarc.evaluation.figures.accuracy import SHOWN, spread_over_truth
 from darkarc.evaluation.figures.calibration import binomial_band, coverage_curve
 from darkarc.evaluation.figures.training import curve_names
 from darkarc.evaluation.metrics import Scores, coverage, draw_references, score
-from darkarc.evaluation.published import DataForm, compare
+from darkarc.evaluation.published import compare
 from darkarc.evaluation.style import axis_label, style, to_png
 from tests.evaluation.conftest import EDGES, HISTORY, posterior_and_truth
 

@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from darkarc.config import parse
+from darkarc.data.form import DataForm, data_form
 from darkarc.data.generate import store_parameters
 from darkarc.data.store import Manifest
-from darkarc.evaluation.context import data_form
-from darkarc.evaluation.published import DataForm, compare, published_results
+from darkarc.evaluation.published import compare, published_results
 from darkarc.simulation import PRESETS
 
 TARGET = "log10_axion_mass_ev"

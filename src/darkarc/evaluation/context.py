@@ -1,14 +1,10 @@
 """What was trained on what: the facts that a report and a model card state about data and regressor."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import pyarrow.compute as pc
 
 from darkarc.config import Config
-from darkarc.data.store import Manifest, Store
-from darkarc.evaluation.published import DataForm
-from darkarc.simulation import PRESETS
+from darkarc.data.form import data_form
+from darkarc.data.store import Store
 
 
 def describe_data(store: Store) -> dict[str, str]:
@@ -33,22 +29,6 @@ def describe_data(store: Store) -> dict[str, str]:
         parts = ", ".join(f"{row['count_all']} {row['class'] or 'of unknown class'}" for row in rows)
         facts[f"Images in {split}"] = f"{total} ({parts})" if total else "0"
     return facts
-
-
-def data_form(manifest: Manifest) -> DataForm:
-    """Preset, noise and distances of a raw or prepared store's images; None for what is not known.
-
-    DeepLense's files name their model in the folders and hold the published form.
-    """
-    if manifest.origin == "deeplense":
-        known = manifest.instrument in PRESETS
-        return (
-            DataForm(manifest.instrument, "published", "deeplense") if known else DataForm(None, None, None)
-        )
-    parameters: Mapping[str, Any] = manifest.parameters
-    source = parameters["raw"]["parameters"] if "raw" in parameters else parameters
-    recipe = source.get("simulate", {})
-    return DataForm(recipe.get("preset"), recipe.get("noise"), recipe.get("distances"))
 
 
 def describe_regressor(config: Config, regressor: object) -> dict[str, str]:

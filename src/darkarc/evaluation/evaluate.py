@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from darkarc.config import TARGET_CLASS, Config
+from darkarc.data.form import data_form
 from darkarc.data.store import Store
 from darkarc.durable import sync
 from darkarc.evaluation.alarms import leakage_warnings, target_warnings
 from darkarc.evaluation.binning import by_bin, mass_edges, tercile_edges
 from darkarc.evaluation.classes import ClassScores, class_standard_errors, score_classes
-from darkarc.evaluation.context import data_form, describe_data, describe_regressor, train_median
+from darkarc.evaluation.context import describe_data, describe_regressor, train_median
 from darkarc.evaluation.metrics import EvaluationError, Scores, standard_errors, summarise
 from darkarc.evaluation.predictions import Predictions, Predictor, predict_split, write_predictions
 from darkarc.evaluation.published import Comparison, compare

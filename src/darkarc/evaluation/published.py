@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from darkarc.data.form import DataForm
+
 
 @dataclass(frozen=True)
 class PublishedResult:
@@ -16,15 +18,6 @@ class PublishedResult:
     protocol: str
     source: str
     mae_dex: float
-
-
-@dataclass(frozen=True)
-class DataForm:
-    """Of what kind a data set's images are; None where it is not known."""
-
-    preset: str | None
-    noise: str | None
-    distances: str | None
 
 
 @dataclass(frozen=True)

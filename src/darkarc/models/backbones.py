@@ -1,7 +1,8 @@
-"""Backbones: standardised images (B, 1, H, W) -> features (B, F), behind one signature.
+"""Backbones: standardised images (B, C, H, W) -> features (B, F), behind one signature.
 
-A builder takes the model section of the configuration and the image shape, and gives a module with
-an attribute `n_features`. Add one to `BACKBONES` and `model.backbone` knows it.
+A builder takes the model section of the configuration, the image shape and the number C of input
+channels (the image, and whatever `Standardise` puts beside it), and gives a module with an attribute
+`n_features`. Add one to `BACKBONES` and `model.backbone` knows it.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ SMALL_IMAGE = 96
 
 
 class Backbone(nn.Module):
-    """(B, 1, H, W) -> (B, n_features)"""
+    """(B, C, H, W) -> (B, n_features)"""
 
     n_features: int
 
@@ -59,12 +60,12 @@ class SmallResNet(Backbone):
     all arithmetic happens at half resolution and below.
     """
 
-    def __init__(self, model: ModelConfig, shape: Shape) -> None:
+    def __init__(self, model: ModelConfig, shape: Shape, in_channels: int = 1) -> None:
         super().__init__()
         widths = [channels(count, model.width) for count in (16, 32, 64, 96)]
         stem = widths[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(1, stem, 5, 2, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, stem, 5, 2, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
         )
         blocks: list[nn.Module] = []
         n_in, n_blocks = stem, 2 * len(widths)
@@ -82,12 +83,12 @@ class SmallResNet(Backbone):
 
 
 class EfficientNetB0(Backbone):
-    """torchvision's EfficientNet-B0 (arXiv:1905.11946, table 1) with a one-channel stem.
+    """torchvision's EfficientNet-B0 (arXiv:1905.11946, table 1) with a stem for any number of channels.
 
     Images of at most 96 pixels a side keep their resolution in the stem (stride 1 instead of 2).
     """
 
-    def __init__(self, model: ModelConfig, shape: Shape) -> None:
+    def __init__(self, model: ModelConfig, shape: Shape, in_channels: int = 1) -> None:
         from torchvision.models import EfficientNet
         from torchvision.models.efficientnet import MBConvConfig
 
@@ -108,7 +109,7 @@ class EfficientNetB0(Backbone):
         )
         stem = network.features[0][0]
         stride = 1 if max(shape) <= SMALL_IMAGE else 2
-        network.features[0][0] = nn.Conv2d(1, stem.out_channels, 3, stride, 1, bias=False)
+        network.features[0][0] = nn.Conv2d(in_channels, stem.out_channels, 3, stride, 1, bias=False)
         self.features = network.features
         self.n_features = network.classifier[-1].in_features
 
@@ -116,7 +117,7 @@ class EfficientNetB0(Backbone):
         return cast(Tensor, self.features(x).mean(dim=(2, 3)))
 
 
-BACKBONES: dict[str, Callable[[ModelConfig, Shape], Backbone]] = {
+BACKBONES: dict[str, Callable[[ModelConfig, Shape, int], Backbone]] = {
     "small_resnet": SmallResNet,
     "efficientnet_b0": EfficientNetB0,
 }

@@ -22,6 +22,7 @@ class Standardise(nn.Module):
 
     def __init__(self, model: ModelConfig, statistics: Mapping[str, Any]) -> None:
         super().__init__()
+        self.channels = 1
         self.per_image = model.normalisation == "image"
         self.stretch = model.stretch
         mean, std = float(statistics["mean"]), float(statistics["std"])

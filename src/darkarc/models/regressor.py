@@ -112,7 +112,7 @@ class Regressor(nn.Module):
         self.spec = spec
         self.head = HEADS[model.head]
         self.standardise = Standardise(model, spec.statistics)
-        self.backbone = BACKBONES[model.backbone](model, spec.shape)
+        self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
         self.dropout = nn.Dropout(model.dropout)
         self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
         self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)

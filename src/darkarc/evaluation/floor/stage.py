@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from darkarc.config import DEFAULT_TARGET
+from darkarc.data.form import data_form
 from darkarc.data.store import Store
 from darkarc.durable import write_file
-from darkarc.evaluation.context import data_form
 from darkarc.evaluation.floor.likelihood import NoFloor
 from darkarc.evaluation.floor.posterior import exact_posterior
 from darkarc.evaluation.metrics import draw_references, score, standard_errors, summarise
