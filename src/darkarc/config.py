@@ -42,8 +42,12 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    source: Literal["simulated", "deeplense"] = Field(
-        "simulated", description="where images come from: our simulator or a folder of DeepLense files"
+    source: Literal["simulated", "online", "deeplense"] = Field(
+        "simulated",
+        description="our simulator (online: new training images every epoch) or a folder of DeepLense files",
+    )
+    epoch_images: int = Field(
+        0, ge=0, description="source: online: training images an epoch; 0: as many as the store's train split"
     )
     path: str = Field(
         "data/deeplense_files", description="folder or .tgz of DeepLense files (source: deeplense)"

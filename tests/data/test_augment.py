@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from darkarc.data.augment import GROUPS, dihedral, dihedral_codes, hash_indices
+from darkarc.data.augment import GROUPS, dihedral, dihedral_codes
+from darkarc.simulation.counter import hash_indices
 
 MASK = 2**64 - 1
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from lenstronomy.Util import image_util
 
-from darkarc.simulation import PRESETS, add_noise, draw_scenes, noise_moments, render
+from darkarc.simulation import PRESETS, add_keyed_noise, add_noise, draw_scenes, noise_moments, render
+from darkarc.simulation.counter import hash_indices
 
 DRAWS = 1000
 PATCH = slice(50, 90)
@@ -119,3 +120,27 @@ def test_draws_of_a_sample_are_its_own() -> None:
     assert len(np.unique(first)) == 48
     other = add_noise(PRESETS["model_iii"], image, np.full(3, 5400.0), seed=2, **arguments)
     assert not np.isin(other, first).any()
+
+
+@pytest.mark.parametrize("noise", ["none", "published", "physical"])
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_keyed_noise_has_the_moments_of_the_stored_forms(name: str, noise: str) -> None:
+    image, seconds = bright_patch(name)
+    model = torch.from_numpy(image).float()
+    noisy = add_keyed_noise(
+        PRESETS[name],
+        model.expand(DRAWS, *image.shape),
+        np.full(DRAWS, seconds),
+        noise=noise,
+        keys=hash_indices(1, 2, torch.arange(DRAWS)),
+    )
+    assert noisy.dtype == torch.float32
+    mean, variance = noise_moments(
+        PRESETS[name], torch.from_numpy(image), noise=noise, exposure_s=torch.tensor(seconds)
+    )
+    if not bool(variance.any()):
+        assert noisy[7].double().numpy() == pytest.approx(mean.numpy(), rel=1e-6)
+        return
+    assert_moments(noisy.double().numpy(), mean.numpy(), variance.numpy())
+    if noise == "published":
+        assert torch.equal(noisy, noisy.round()) and float(noisy.min()) >= 0

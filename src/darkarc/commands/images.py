@@ -13,7 +13,10 @@ from darkarc.commands._app import PARAMS, PREPARED, REPORTS, Overrides, Params, 
     "darkarc simulate --out data/model_ii -S simulate.preset=model_ii -S simulate.n_axion=30000 --workers 2"
 )
 def simulate(
-    out: Annotated[Path, typer.Option(help="The store to write.")] = Path("data/simulated"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The store to write [default: data/simulated, or data/online by data.source]"),
+    ] = None,
     params: Params = PARAMS,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
@@ -26,6 +29,7 @@ def simulate(
     from darkarc.data.generate import generate
 
     config = configuration.load(params, overrides or ())
+    out = out or Path("data") / ("online" if config.data.source == "online" else "simulated")
     store = generate(config, out, workers=workers or cores(), ray_address=ray_address, progress=not quiet)
     say(f"{out}: {len(store)} images of {store.shape[0]}x{store.shape[1]} pixels")
 
@@ -65,7 +69,7 @@ def ingest(
 def prepare(
     raw: Annotated[
         Path | None,
-        typer.Option(help="The raw store [default: data/simulated or data/deeplense, by data.source]"),
+        typer.Option(help="The raw store [default: data/simulated, online or deeplense, by data.source]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The prepared store to write.")] = PREPARED,
     reports: Annotated[Path, typer.Option(help="Where the contact sheet and the counts go.")] = REPORTS,

@@ -3,37 +3,14 @@
 import torch
 from torch import Tensor
 
+from darkarc.simulation.counter import hash_indices
+
 GROUPS = {"none": 1, "flips": 4, "full": 8}
 """`train.dihedral` -> number of elements of the group; the codes of a smaller group come first.
 
 Every preset's lens is elliptical along the axes and sheared along them, so that only the four
 elements of "flips" map it onto itself; a rotation by 90 degrees shows a lens that does not exist.
 """
-
-# Constants of splitmix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) as signed integers.
-_GAMMA = 0x9E3779B97F4A7C15 - 2**64
-_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
-
-
-def hash_indices(seed: int, stream: int, indices: Tensor) -> Tensor:
-    """(n,) non-negative 63-bit hashes of (seed, stream, index), the same on every device.
-
-    splitmix64 in wrapping int64 arithmetic; its shifts are logical.
-    """
-    state = torch.full((), seed, dtype=torch.int64, device=indices.device)
-    for value in (torch.full_like(state, stream), indices.to(torch.int64)):
-        state = _mix(state + _GAMMA) ^ value
-    return _mix(state + _GAMMA) & (2**63 - 1)
-
-
-def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift_right(z, 30)) * _MULTIPLIERS[0]
-    z = (z ^ _shift_right(z, 27)) * _MULTIPLIERS[1]
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
 def dihedral_codes(seed: int, epoch: int, indices: Tensor, group: str = "full") -> Tensor:

@@ -1,16 +1,16 @@
 """Batches of a prepared store on the device: resident in memory where they fit, else memory-mapped."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from darkarc.config import CLASSES, TARGET_CLASS
-from darkarc.data.augment import hash_indices
 from darkarc.data.auxiliary import auxiliary_truths
 from darkarc.data.store import Store
+from darkarc.simulation.counter import hash_indices
 
 PRIOR_TOLERANCE = 1e-6
 """A truth this far outside its prior range (in its units) is rounding; it is moved to the edge."""
@@ -36,6 +36,18 @@ def epoch_order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu
     return torch.argsort(keys, stable=True)
 
 
+class TrainSource(Protocol):
+    """Where a training gets its images: so many an epoch, on a device."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def batches(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Batches of the samples `order` of an epoch, each with its indices (B,)."""
+        ...
+
+
 class ImageSource:
     """One split of a prepared store.
 
@@ -54,10 +66,7 @@ class ImageSource:
     ) -> None:
         """Raises `BatchError` if the split is empty or a truth lies outside of its prior range."""
         table = store.samples
-        splits = np.asarray(table.column("split").to_pylist(), dtype=object)
-        self.rows = np.flatnonzero(splits == split)
-        if len(self.rows) == 0:
-            raise BatchError(f"{store.path}: no samples in the {split} split; raise prepare.{split}")
+        self.rows = split_rows(store, split)
         names = np.asarray(table.column("class").to_pylist(), dtype=object)[self.rows]
         self.split = split
         self.device = torch.device(device)
@@ -79,7 +88,7 @@ class ImageSource:
         return len(self.rows)
 
     def batches(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Batches of the samples `order`, each with its indices (B,); the same in every epoch."""
+        """As `TrainSource.batches`; a store's samples are the same in every epoch."""
         for indices in order.split(batch_size):
             yield indices, self.batch(indices)
 
@@ -106,17 +115,34 @@ def _auxiliary(store: Store, rows: np.ndarray, classes: np.ndarray) -> np.ndarra
     return auxiliary_truths(x, y, np.where(classes == "axion", angle, np.nan))
 
 
+def split_rows(store: Store, split: str) -> np.ndarray:
+    """Rows of a split; raises `BatchError` if it is empty."""
+    splits = np.asarray(store.samples.column("split").to_pylist(), dtype=object)
+    rows = np.flatnonzero(splits == split)
+    if len(rows) == 0:
+        raise BatchError(f"{store.path}: no samples in the {split} split; raise prepare.{split}")
+    return rows
+
+
 def _truth(
     values: np.ndarray, classes: np.ndarray, target: str, prior: tuple[float, float], where: str
 ) -> np.ndarray:
     """(N,) float32 truth of a target: nan for samples of classes that do not have it."""
     truth = np.where(classes == TARGET_CLASS[target], values.astype(np.float64), np.nan)
-    known = truth[np.isfinite(truth)]
-    if len(known) == 0:
+    if not np.isfinite(truth).any():
         raise BatchError(
             f"{where}: no {TARGET_CLASS[target]} sample with a {target}, so there is nothing to learn it from"
         )
+    return within_prior(truth, target, prior, where)
+
+
+def within_prior(truth: np.ndarray, target: str, prior: tuple[float, float], where: str) -> np.ndarray:
+    """(N,) float32 truths, rounding at the ends of the prior range mended; nan stays nan.
+
+    Raises `BatchError` for truths outside of it.
+    """
     low, high = prior
+    known = truth[np.isfinite(truth)]
     outside = (known < low - PRIOR_TOLERANCE) | (known > high + PRIOR_TOLERANCE)
     if outside.any():
         raise BatchError(

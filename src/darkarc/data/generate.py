@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from darkarc.config import CLASSES, Config, SimulateConfig
 from darkarc.data.store import Store, StoreWriter
-from darkarc.simulation import Scenes, draw_scenes, get_preset, render
+from darkarc.simulation import Scenes, draw_scenes, get_preset, render, scene_columns
 
 RECIPE = 1
 """Raised when the same parameters come to give other images: stores of another recipe start over."""
@@ -160,19 +160,12 @@ def _rows(chunk: _Chunk, scenes: Scenes, numbers: np.ndarray) -> dict[str, np.nd
     rows: dict[str, np.ndarray | list[Any]] = {
         "sample_id": [f"{section.preset}-{chunk.class_name}-{i:08d}" for i in numbers],
         "class": [chunk.class_name] * len(numbers),
-        "log10_axion_mass_ev": scenes.log10_mass_ev,
-        "vortex_angle_rad": scenes.angle_rad,
-        "source_x_arcsec": scenes.source_arcsec[:, 0],
-        "source_y_arcsec": scenes.source_arcsec[:, 1],
+        **scene_columns(scenes, chunk.class_name),
         "group_id": [f"scene-{chunk.seed}-{chunk.class_name}-{i:08d}" for i in numbers],
         "origin": [_origin(section, chunk.seed)] * len(numbers),
     }
     if exposed:
         rows["exposure_s"] = scenes.exposure_s
-    if chunk.class_name == "cdm":
-        masses = scenes.subhalo_log10_mass_msun
-        rows["log10_subhalo_mass_msun"] = np.log10((10.0**masses).sum(axis=1))
-        rows["n_subhalos"] = [masses.shape[1]] * len(numbers)
     return rows
 
 

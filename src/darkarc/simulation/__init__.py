@@ -16,10 +16,11 @@ from darkarc.simulation.imaging import (
     observe,
     observe_with_gradient,
     render,
+    render_keyed,
     source_plane,
 )
 from darkarc.simulation.interface import simulate
-from darkarc.simulation.noise import add_noise, noise_moments
+from darkarc.simulation.noise import add_keyed_noise, add_noise, noise_moments
 from darkarc.simulation.presets import (
     DISTANCES,
     NOISES,
@@ -31,7 +32,7 @@ from darkarc.simulation.presets import (
     Source,
     get_preset,
 )
-from darkarc.simulation.scenes import Scenes, draw_scenes
+from darkarc.simulation.scenes import Scenes, draw_scenes, n_deviates, scene_columns, scenes_of_deviates
 from darkarc.simulation.source import log_peak_flux
 
 __all__ = [
@@ -44,16 +45,21 @@ __all__ = [
     "Scenes",
     "SimulationError",
     "Source",
+    "add_keyed_noise",
     "add_noise",
     "draw_scenes",
     "get_preset",
     "log_peak_flux",
     "model_image",
+    "n_deviates",
     "noise_moments",
     "observe",
     "observe_with_gradient",
     "pixel_axis_arcsec",
     "render",
+    "render_keyed",
+    "scene_columns",
+    "scenes_of_deviates",
     "simulate",
     "smooth_source_plane",
     "source_plane",

@@ -12,7 +12,7 @@ from darkarc.simulation.deflection import (
     subhalo_deflection,
     vortex_deflection,
 )
-from darkarc.simulation.noise import add_noise
+from darkarc.simulation.noise import add_keyed_noise, add_noise
 from darkarc.simulation.presets import (
     DISTANCES,
     NOISES,
@@ -154,6 +154,34 @@ def render(
             )
             model = torch.from_numpy(stored).to(precision)
         images.index_copy_(0, torch.from_numpy(rows), model)
+    return images
+
+
+@torch.no_grad()
+def render_keyed(
+    preset: str | Preset,
+    scenes: Scenes,
+    keys: Tensor,
+    *,
+    noise: str = "none",
+    distances: str = "deeplense",
+    dtype: torch.dtype | str = torch.float32,
+) -> Tensor:
+    """Images (N, H, W) of scenes on the device of `keys`, (N,) int64, which fix each sample's noise.
+
+    As `render` for a data set whose samples need no numbers; every image is the same bits on one device
+    whatever stands beside it. Raises `SimulationError` as `render`.
+    """
+    preset = get_preset(preset)
+    check_choice("noise", noise, NOISES)
+    check_choice("distances", distances, DISTANCES)
+    precision = _precision(dtype)
+    images = torch.empty((len(scenes), *preset.instrument.shape), dtype=precision, device=keys.device)
+    for rows in _blocks(preset, scenes, keys.device.type):
+        part, where = scenes[rows], torch.from_numpy(rows).to(keys.device)
+        model = _class_images(preset, part, distances, precision, keys.device)
+        stored = add_keyed_noise(preset, model, part.exposure_s, noise=noise, keys=keys[where])
+        images.index_copy_(0, where, stored)
     return images
 
 

@@ -12,8 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from darkarc.simulation.counter import hash_indices, normals, poissons
 from darkarc.simulation.presets import NOISES, Preset, check_choice
 from darkarc.simulation.scenes import NOISE_STREAM, check_stream, random_stream
+
+_COUNTING = 1
+"""Stream of the Poisson numbers of a key, apart from its normal deviates."""
 
 
 def add_noise(
@@ -48,6 +52,36 @@ def add_noise(
         else:
             noisy[row] = _counts_once(preset, image, seconds, stream)
     return noisy
+
+
+def add_keyed_noise(
+    preset: Preset, model: Tensor, exposure_s: np.ndarray, *, noise: str, keys: Tensor
+) -> Tensor:
+    """The stored form (N, H, W) as `add_noise` gives it, of other random numbers: for endless samples.
+
+    `keys` (N,) int64 fix each sample's draws whatever stands beside it. All on the model's device and in
+    its dtype; for the batches of a training this is faster than a generator a sample.
+    """
+    check_choice("noise", noise, NOISES)
+    if noise == "none":
+        return model
+    if noise == "published" and not preset.counts:
+        return preset.published_factor * model
+    background = preset.instrument.background_sigma(exposure_s)
+    seconds, sigma = (torch.as_tensor(a).to(model)[:, None] for a in (exposure_s, background))
+    image = model.flatten(1)
+    deviates = normals(keys, image.shape[1], model.dtype)
+    counting = hash_indices(_COUNTING, 0, keys)
+    if not preset.counts:
+        noisy = image + (sigma.square() + image.clamp_min(0.0) / seconds).sqrt() * deviates
+    elif noise == "published":
+        # The photon noise and the background of `_counts_twice`: two Gaussians add up to one.
+        once = image + (image.abs() / seconds + sigma.square()).sqrt() * deviates
+        noisy = poissons(counting, (once * seconds).clamp_min(0.0)).to(model.dtype)
+    else:
+        counts = poissons(counting, image.clamp_min(0.0) * seconds).to(model.dtype)
+        noisy = counts + sigma * seconds * deviates
+    return noisy.view_as(model)
 
 
 def _rate(preset: Preset, image: np.ndarray, seconds: float, stream: np.random.Generator) -> np.ndarray:

@@ -62,18 +62,30 @@ def draw_scenes(
     Raises `SimulationError` for an unknown preset or class, a negative index or seed.
     """
     preset = get_preset(preset)
-    number, lens = class_number(class_name), preset.lens
+    number = class_number(class_name)
     check_stream(seed, indices)
-    subhalos = lens.subhalos if class_name == "cdm" else 0
-    uniform = np.empty((len(indices), 5 + 3 * subhalos))
+    uniform = np.empty((len(indices), n_deviates(preset, class_name)))
     for row, index in enumerate(indices):
         uniform[row] = random_stream(seed, number, int(index), SCENE_STREAM).random(uniform.shape[1])
+    return scenes_of_deviates(preset, class_name, uniform)
+
+
+def n_deviates(preset: str | Preset, class_name: str) -> int:
+    """Uniform deviates that a scene of this class takes."""
+    return 5 + 3 * (get_preset(preset).lens.subhalos if class_name == "cdm" else 0)
+
+
+def scenes_of_deviates(preset: str | Preset, class_name: str, uniform: np.ndarray) -> Scenes:
+    """Scenes of DeepLense's priors for uniform deviates (N, `n_deviates`) in [0, 1)."""
+    preset = get_preset(preset)
+    number, lens = class_number(class_name), preset.lens
+    n, axion = len(uniform), class_name == "axion"
+    subhalos = (uniform.shape[1] - 5) // 3
     low, high = preset.source.position_arcsec
-    axion = class_name == "axion"
-    nowhere = np.full(len(indices), np.nan)
-    masses, positions = _subhalos(lens, uniform[:, 5:].reshape(len(indices), 3, subhalos))
+    nowhere = np.full(n, np.nan)
+    masses, positions = _subhalos(lens, uniform[:, 5:].reshape(n, 3, subhalos))
     return Scenes(
-        class_index=np.full(len(indices), number, dtype=np.int64),
+        class_index=np.full(n, number, dtype=np.int64),
         log10_mass_ev=_between(uniform[:, 3], lens.log10_axion_mass_ev) if axion else nowhere,
         angle_rad=2 * np.pi * uniform[:, 4] if axion else nowhere.copy(),
         source_arcsec=low + (high - low) * uniform[:, :2],
@@ -81,6 +93,21 @@ def draw_scenes(
         subhalo_arcsec=positions,
         exposure_s=total_exposure_s(preset, uniform[:, 2]),
     )
+
+
+def scene_columns(scenes: Scenes, class_name: str) -> dict[str, np.ndarray]:
+    """Columns (N,) of the sample table that scenes of one class fix; nan, or absent, where null."""
+    columns = {
+        "log10_axion_mass_ev": scenes.log10_mass_ev,
+        "vortex_angle_rad": scenes.angle_rad,
+        "source_x_arcsec": scenes.source_arcsec[:, 0],
+        "source_y_arcsec": scenes.source_arcsec[:, 1],
+    }
+    if class_name == "cdm":
+        masses = scenes.subhalo_log10_mass_msun
+        columns["log10_subhalo_mass_msun"] = np.log10((10.0**masses).sum(axis=1))
+        columns["n_subhalos"] = np.full(len(masses), masses.shape[1])
+    return columns
 
 
 def total_exposure_s(preset: Preset, uniform: np.ndarray) -> np.ndarray:

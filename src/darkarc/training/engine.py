@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from darkarc.config import Config, TrainConfig
-from darkarc.data.augment import GROUPS, dihedral, dihedral_codes, hash_indices
+from darkarc.data.augment import GROUPS, dihedral, dihedral_codes
 from darkarc.data.auxiliary import AUXILIARY, dihedral_matrices, turn_auxiliary
-from darkarc.data.batches import Batch, ImageSource, epoch_order
+from darkarc.data.batches import Batch, ImageSource, TrainSource, epoch_order
+from darkarc.data.online import train_source
 from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
 from darkarc.models import Grid, Regressor, RegressorSpec
+from darkarc.simulation.counter import hash_indices
 from darkarc.tracking.tracker import Tracker
 from darkarc.training.averaging import WeightAverage, freeze_norms
 from darkarc.training.checkpoints import Learner, Progress, restore_checkpoint, save_checkpoint, to_cpu
@@ -88,7 +90,7 @@ def train(
     digest = training_digest(config, prepared)
     folder = Path(workdir) / digest[:16]
     memory_gb = config.data.memory_gb
-    source = ImageSource(prepared, "train", config.targets, memory_gb=memory_gb, device=device)
+    source = train_source(config, prepared, device)
     held_out = ImageSource(prepared, "validation", config.targets, memory_gb=memory_gb, device=device)
     with ExitStack() as stack:
         # Weights, dropout and stochastic depth draw from streams of their own; the caller's stay.
@@ -144,7 +146,7 @@ class Session:
 
 
 def _fit(
-    config: Config, plan: Plan, learner: Learner, source: ImageSource, held_out: ImageSource, session: Session
+    config: Config, plan: Plan, learner: Learner, source: TrainSource, held_out: ImageSource, session: Session
 ) -> Progress:
     """The loop. Leaves the best epoch's weights in `learner.best`."""
     settings, seed, device = config.train, config.seed, source.device

@@ -10,14 +10,23 @@ import torch
 from darkarc.config import Config
 from darkarc.data.store import Store
 
-_SOURCES = ("darkarc.models", "darkarc.training", "darkarc.data.batches", "darkarc.data.augment")
+_SOURCES = (
+    "darkarc.models",
+    "darkarc.training",
+    "darkarc.data.batches",
+    "darkarc.data.augment",
+    "darkarc.data.online",
+)
+_ONLINE_SOURCES = ("darkarc.simulation",)
 
 
 def training_digest(config: Config, prepared: Store) -> str:
     """SHA-256 (hex) of all that the weights depend on: parameters, data, code and the torch version."""
     tree = config.dump()
     parts = {key: tree[key] for key in ("seed", "targets", "model", "train")}
-    facts = parts | {"data": prepared.digest, "code": _code_digest(), "torch": torch.__version__}
+    facts = parts | {"data": prepared.digest, "code": _code_digest(_SOURCES), "torch": torch.__version__}
+    if config.data.source == "online":
+        facts["online"] = [tree["data"]["epoch_images"], tree["simulate"], _code_digest(_ONLINE_SOURCES)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -26,10 +35,10 @@ def environment() -> dict[str, str | int]:
     return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
-def _code_digest() -> str:
-    """SHA-256 of the source of models and training: changed code never goes on from an old checkpoint."""
+def _code_digest(modules: tuple[str, ...]) -> str:
+    """SHA-256 of the source of modules: changed code never goes on from an old checkpoint."""
     digest = hashlib.sha256()
-    for name in _SOURCES:
+    for name in modules:
         spec = find_spec(name)
         assert spec is not None and spec.origin is not None, name
         origin = Path(spec.origin)
