@@ -126,6 +126,9 @@ class ModelConfig(Section):
     recalibration: Literal["none", "temperature", "isotonic", "conformal"] = Field(
         "conformal", description="how the calibration split mends the widths of the posteriors"
     )
+    novelty: Literal["none", "mixture"] = Field(
+        "mixture", description="a score inside the model for images unlike the training's"
+    )
 
 
 SCHEDULABLE = (

@@ -102,5 +102,19 @@ def regressor(make_regressor: MakeRegressor) -> Regressor:
 
 
 @pytest.fixture(scope="session")
+def wary(make_regressor: MakeRegressor, train_images: np.ndarray) -> Regressor:
+    """The regressor with a novelty fitted on the training images."""
+    regressor = make_regressor(bins=32)
+    assert regressor.novelty is not None
+    seen = []
+    for part in (train_images[:800], train_images[800:]):
+        images = torch.from_numpy(part[:, None])
+        with torch.inference_mode():
+            seen += [regressor.features(images), regressor.novelty.texture(images)]
+    regressor.novelty.fit(*seen)
+    return regressor
+
+
+@pytest.fixture(scope="session")
 def onnx_path(regressor: Regressor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(regressor, tmp_path_factory.mktemp("export") / "model.onnx")

@@ -54,6 +54,14 @@ def test_onnx_equals_torch_for_any_batch(make_regressor, lenses, tmp_path, model
         assert np.ptp(ours.median) > 1e-3, "the answers must depend on the image for this to test anything"
 
 
+def test_the_novelty_is_in_the_file(wary, lenses, tmp_path):
+    exported = OnnxRegressor(export_onnx(wary, tmp_path / "model.onnx"), threads=1)
+    strange = np.concatenate([lenses[:20], lenses[20:40] * 1.5, np.zeros_like(lenses[:2])])
+    ours, theirs = wary.predict(strange).novelty, exported.predict(strange).novelty
+    np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3)
+    assert np.median(ours[:20]) < 1 and np.all(ours[20:] > 3)
+
+
 @pytest.fixture
 def traced(monkeypatch, onnx_path):
     """Tracing takes seconds; what comes after it is tried on a graph that is there already."""

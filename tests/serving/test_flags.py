@@ -5,8 +5,8 @@ import pytest
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.models import Posterior
-from darkarc.serving import FlagError, Reference, limits
-from darkarc.serving.flags import LIMIT_DENSITY
+from darkarc.models.flags import LIMIT_DENSITY
+from darkarc.serving import FlagError, Reference, limits, unlikeness
 
 NOISE_LEVEL = 0.0073  # Model III, counts a second
 
@@ -166,3 +166,21 @@ class TestLimits:
         assert pytest.approx(np.exp(-0.5)) == LIMIT_DENSITY
         assert limits(self.posterior(-22.3, 0.2))[0] == ""
         assert limits(self.posterior(-22.15, 0.2))[0].startswith("lower limit")
+
+
+def test_the_novelty_flags_and_then_withholds():
+    edges = np.linspace(-24, -22, 11)
+    posterior = Posterior(
+        edges,
+        np.full((4, 10), 0.5),
+        np.full((4, 3), 1 / 3),
+        DEFAULT_TARGET,
+        np.array([0.3, 2.5, 3.5, np.nan]),
+    )
+    usual, unusual, unlike, undefined = unlikeness(posterior)
+    assert (usual.flag, usual.withheld) == ("", False)
+    assert unusual.flag == "unusual image (novelty 2.5: 1 in 316 is as strange)" and not unusual.withheld
+    assert unlike.flag == "unlike the training images (novelty 3.5, limit 3)" and unlike.withheld
+    assert undefined.withheld
+    silent = Posterior(edges, posterior.density, posterior.class_probability, DEFAULT_TARGET)
+    assert all(verdict.flag == "" for verdict in unlikeness(silent))

@@ -289,3 +289,16 @@ def test_journal_survives_a_header_cut_short(tmp_path):
         assert list(journal.batches()) == []
         journal.append([dict.fromkeys(COLUMNS, 1)])
         assert [len(batch) for batch in journal.batches()] == [1]
+
+
+def test_an_image_unlike_the_training_gets_no_mass(wary, lenses, tmp_path):
+    """Slightly blurred images pass every statistic's range; the novelty sees them."""
+    blurred = 0.8 * lenses[:40] + 0.1 * np.roll(lenses[:40], 1, 1) + 0.1 * np.roll(lenses[:40], -1, 1)
+    np.save(tmp_path / "images.npy", np.concatenate([lenses[:40], blurred]))
+    out = tmp_path / "table.csv"
+    predict_files(wary, [tmp_path / "images.npy"], out, gate=0.0, progress=False)
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    withheld = [row["p_axion"] == "" and "unlike the training images (novelty" in row["flag"] for row in rows]
+    assert sum(withheld[:40]) <= 1
+    assert sum(withheld[40:]) >= 38

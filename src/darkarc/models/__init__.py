@@ -2,6 +2,7 @@
 
 from darkarc.models.backbones import BACKBONES, Backbone
 from darkarc.models.heads import HEADS, Grid, Head
+from darkarc.models.novelty import RARE, VERY_RARE, Novelty
 from darkarc.models.population import PopulationError, combine
 from darkarc.models.posterior import Posterior, PosteriorError
 from darkarc.models.preprocessing import StatisticsError
@@ -15,6 +16,7 @@ from darkarc.models.regressor import (
     as_image_batch,
     load_regressor,
     save_regressor,
+    to_posterior,
 )
 from darkarc.models.sealed import SealError, read_sealed, write_sealed
 
@@ -22,9 +24,12 @@ __all__ = [
     "BACKBONES",
     "HEADS",
     "QUANTILE_LEVELS",
+    "RARE",
+    "VERY_RARE",
     "Backbone",
     "Grid",
     "Head",
+    "Novelty",
     "PopulationError",
     "Posterior",
     "PosteriorError",
@@ -40,5 +45,6 @@ __all__ = [
     "load_regressor",
     "read_sealed",
     "save_regressor",
+    "to_posterior",
     "write_sealed",
 ]

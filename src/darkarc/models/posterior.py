@@ -26,6 +26,8 @@ class Posterior:
     density: (N, K) probability per unit of the target; normalised here if it is to within 0.1%.
     class_probability: (N, 3) in the order of `darkarc.config.CLASSES`.
     target: the column of `samples.parquet` it speaks about, such as `log10_axion_mass_ev`.
+    novelty: (N,) how unlike the training images each image is: one calibration image in 100 exceeds 2, one
+        in 1,000 exceeds 3; None if the regressor cannot tell.
 
     Raises `PosteriorError` if the shapes disagree or a row is no density.
     """
@@ -34,6 +36,7 @@ class Posterior:
     density: Floats
     class_probability: Floats
     target: str
+    novelty: Floats | None = None
 
     def __post_init__(self) -> None:
         edges = np.asarray(self.edges, dtype=np.float64)
@@ -71,7 +74,8 @@ class Posterior:
         """The posteriors of the chosen images (one integer gives a posterior of length 1)."""
         if isinstance(index, int | np.integer):
             index = np.array([index])
-        return Posterior(self.edges, self.density[index], self.class_probability[index], self.target)
+        novelty = None if self.novelty is None else self.novelty[index]
+        return Posterior(self.edges, self.density[index], self.class_probability[index], self.target, novelty)
 
     @property
     def widths(self) -> Floats:

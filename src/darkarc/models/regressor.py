@@ -1,7 +1,7 @@
 """`Regressor`: raw images in, densities and class probabilities out, all preprocessing inside."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from darkarc.config import CLASSES, TARGET_CLASS, ModelConfig
 from darkarc.models.backbones import BACKBONES
 from darkarc.models.heads import HEADS, Grid
+from darkarc.models.novelty import Novelty
 from darkarc.models.posterior import Posterior
 from darkarc.models.preprocessing import Standardise
 from darkarc.models.recalibration import Recalibration
@@ -22,6 +23,9 @@ from darkarc.models.sealed import read_sealed, write_sealed
 SCHEMA_VERSION = 1
 QUANTILE_LEVELS = (0.05, 0.16, 0.84, 0.95)
 """Levels of `Prediction.quantiles`, those of the prediction table."""
+
+MODEL_BEFORE = {"novelty": "none"}
+"""What a model has that was made before these keys of the section `model` were there."""
 
 WEIGHTS_FILE = "regressor.safetensors"
 SPEC_FILE = "regressor.json"
@@ -35,13 +39,24 @@ class Prediction(NamedTuple):
     """What `Regressor.forward` gives for B images, T targets, K bins.
 
     density (B, T, K) per unit of the target; median (B, T); quantiles (B, T, 4) at
-    `QUANTILE_LEVELS`; class_probability (B, 3) in the order of `CLASSES`.
+    `QUANTILE_LEVELS`; class_probability (B, 3) in the order of `CLASSES`. novelty (B,): how unlike the
+    training images, see `darkarc.models.novelty`; None if `model.novelty` is none.
     """
 
     density: Tensor
     median: Tensor
     quantiles: Tensor
     class_probability: Tensor
+    novelty: Tensor | None = None
+
+    def cpu(self) -> "Prediction":
+        return Prediction(
+            self.density.cpu(),
+            self.median.cpu(),
+            self.quantiles.cpu(),
+            self.class_probability.cpu(),
+            None if self.novelty is None else self.novelty.cpu(),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class RegressorSpec:
             return cls(
                 targets={name: (float(low), float(high)) for name, (low, high) in tree["targets"].items()},
                 shape=(int(tree["shape"][0]), int(tree["shape"][1])),
-                model=dict(tree["model"]),
+                model=MODEL_BEFORE | dict(tree["model"]),
                 statistics=dict(tree["statistics"]),
                 instrument=str(tree["instrument"]),
                 classes=tuple(tree["classes"]),
@@ -119,6 +134,9 @@ class Regressor(nn.Module):
         self.n_outputs = self.head.n_outputs(model.bins)
         self.target_layer = nn.Linear(self.backbone.n_features, len(spec.targets) * self.n_outputs)
         self.class_layer = nn.Linear(self.backbone.n_features, len(spec.classes))
+        self.novelty: Novelty | None = None
+        if model.novelty == "mixture":
+            self.novelty = Novelty(self.backbone.n_features, spec.shape, self.standardise.std)
         for layer in (self.target_layer, self.class_layer):
             # Untrained, the answer is the prior.
             nn.init.zeros_(layer.weight)
@@ -170,7 +188,11 @@ class Regressor(nn.Module):
             return outputs, self.class_layer(features)
 
     def forward(self, images: Tensor) -> Prediction:
-        return self.summarise(*self.head_outputs(images))
+        features = self.features(images)
+        prediction = self.summarise(*self.answers(features))
+        if self.novelty is None:
+            return prediction
+        return prediction._replace(novelty=self.novelty(images, features))
 
     def summarise(self, outputs: Tensor, class_logits: Tensor) -> Prediction:
         """What `head_outputs` gave -> `Prediction`."""
@@ -220,14 +242,25 @@ class Regressor(nn.Module):
         training = self.training
         self.eval()
         try:
-            parts = [self(chunk.to(device)) for chunk in batch.split(batch_size)]
+            parts = [self(chunk.to(device)).cpu() for chunk in batch.split(batch_size)]
         finally:
             self.train(training)
-        density = [part.density[:, index].double().cpu() for part in parts]
-        classes = [part.class_probability.double().cpu() for part in parts]
-        return Posterior(
-            self.edges(target), torch.cat(density).numpy(), torch.cat(classes).numpy(), self.targets[index]
-        )
+        return to_posterior(parts, index, self.edges(target), self.targets[index])
+
+
+def to_posterior(
+    parts: Sequence[Prediction], index: int, edges: NDArray[np.float64], target: str
+) -> Posterior:
+    """The `Posterior` of one target, number `index` of the regressor's, from the answers to its batches."""
+    joined = [
+        None if parts[0][k] is None else torch.cat([cast(Tensor, part[k]) for part in parts]).double().numpy()
+        for k in range(len(Prediction._fields))
+    ]
+    found = dict(zip(Prediction._fields, joined, strict=True))
+    assert found["density"] is not None and found["class_probability"] is not None
+    return Posterior(
+        edges, found["density"][:, index], found["class_probability"], target, novelty=found["novelty"]
+    )
 
 
 def as_image_batch(images: NDArray[Any] | Tensor, shape: tuple[int, int]) -> Tensor:

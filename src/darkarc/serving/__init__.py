@@ -1,7 +1,7 @@
 """Models to answers: export, loading, and prediction of any number of files."""
 
+from darkarc.models.flags import FlagError, Reference, Verdict, limits, unlikeness
 from darkarc.serving.export import ExportError, export_onnx
-from darkarc.serving.flags import FlagError, Reference, Verdict, limits
 from darkarc.serving.loading import LoadError, load
 from darkarc.serving.onnx_file import OnnxError
 from darkarc.serving.onnx_regressor import OnnxRegressor
@@ -24,4 +24,5 @@ __all__ = [
     "limits",
     "load",
     "predict_files",
+    "unlikeness",
 ]

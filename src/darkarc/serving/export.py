@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darkarc.models import QUANTILE_LEVELS, Posterior, Prediction, Regressor
-from darkarc.serving.onnx_file import INPUT, OUTPUTS, SPEC_KEY, OnnxError
+from darkarc.serving.onnx_file import INPUT, SPEC_KEY, OnnxError, outputs_of
 from darkarc.serving.onnx_regressor import OnnxRegressor
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ TOLERANCE = 1e-4
 """Largest difference to torch allowed, in bin and class probabilities and in the target's unit."""
 
 
+NOVELTY_UNIT = 10.0
+"""Up to this size differences of the novelty are absolute, in this unit."""
+
+
 class ExportError(ValueError):
     """An export that does not answer as the torch model does; nothing was written."""
 
@@ -36,7 +40,8 @@ def export_onnx(
     """Write `regressor` to `path` as a single ONNX file, checked against torch.
 
     Input `images` float32 (batch, 1, H, W) of raw pixels; outputs `density` (batch, T, K), `median`
-    (batch, T), `quantiles` (batch, T, 4) and `class_probability` (batch, 3), as `darkarc.models.Prediction`.
+    (batch, T), `quantiles` (batch, T, 4), `class_probability` (batch, 3) and, unless `model.novelty` is
+    none, `novelty` (batch,), as `darkarc.models.Prediction`.
     The metadata hold the `RegressorSpec`, and in plain form targets, classes, bin edges, quantile levels
     and instrument.
 
@@ -78,7 +83,7 @@ def _trace(regressor: Regressor, opset: int) -> "ModelProto":
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                output_names=outputs_of(regressor.spec),
                 dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
                 verbose=False,
             )
@@ -134,7 +139,7 @@ def _answer(regressor: Regressor, images: Tensor) -> Prediction:
     device, training = next(regressor.parameters()).device, regressor.training
     prediction = regressor.eval()(images.to(device))
     regressor.train(training)
-    return Prediction(*(tensor.cpu() for tensor in prediction))
+    return prediction.cpu()
 
 
 def trial_images(statistics: dict[str, Any], shape: tuple[int, int], n: int = 5) -> NDArray[np.float32]:
@@ -154,8 +159,9 @@ def trial_images(statistics: dict[str, Any], shape: tuple[int, int], n: int = 5)
 
 
 def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regressor: Regressor) -> float:
-    """The largest difference in bin probability, class probability, median and quantiles.
+    """The largest difference in bin probability, class probability, median, quantiles and novelty.
 
+    That of the novelty is relative where it is large: far out it is a sum of large squares.
     A quantile may move along a stretch of almost no probability; what counts there is the probability
     between the two values, if that is less than the way between them.
     """
@@ -172,4 +178,9 @@ def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regres
             way = (a - b).abs().double().numpy()
             between = np.abs(posterior.cdf(a.double().numpy()) - posterior.cdf(b.double().numpy()))
             largest = max(largest, float(np.minimum(way, between).max()))
+    if torch_answer.novelty is not None and onnx_answer.novelty is not None:
+        away = (torch_answer.novelty - onnx_answer.novelty).abs() / (
+            NOVELTY_UNIT + torch_answer.novelty.abs()
+        )
+        largest = max(largest, float(away.max()))
     return largest

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkarc.config import ModelConfig
-from darkarc.models import QUANTILE_LEVELS, RegressorSpec
+from darkarc.models import QUANTILE_LEVELS, Prediction, RegressorSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -21,8 +21,8 @@ SPEC_KEY = "darkarc.regressor"
 """The entry of `metadata_props` that holds the `RegressorSpec` as JSON."""
 
 INPUT = "images"
-OUTPUTS = ("density", "median", "quantiles", "class_probability")
-"""Names of the graph's input and outputs, in the order of `darkarc.models.Prediction`."""
+OUTPUTS = Prediction._fields
+"""Names of the graph's input and of the outputs it may have."""
 
 MAX_BYTES = 512 * 1024**2
 MAX_SPEC_BYTES = 4 * 1024**2
@@ -144,12 +144,22 @@ def _read_spec(path: Path, model: "ModelProto") -> RegressorSpec:
 
 def signature(spec: RegressorSpec) -> dict[str, tuple[int | str, ...]]:
     """Name -> shape of the input and the outputs of a regressor's graph; `"batch"` is free."""
-    targets, bins = len(spec.targets), ModelConfig.model_validate(spec.model).bins
-    shapes = ((targets, bins), (targets,), (targets, len(QUANTILE_LEVELS)), (len(spec.classes),))
-    outputs: dict[str, tuple[int | str, ...]] = {
-        name: ("batch", *shape) for name, shape in zip(OUTPUTS, shapes, strict=True)
+    model = ModelConfig.model_validate(spec.model)
+    targets, bins = len(spec.targets), model.bins
+    shapes: dict[str, tuple[int, ...]] = {
+        "density": (targets, bins),
+        "median": (targets,),
+        "quantiles": (targets, len(QUANTILE_LEVELS)),
+        "class_probability": (len(spec.classes),),
     }
-    return {INPUT: ("batch", 1, *spec.shape), **outputs}
+    if model.novelty != "none":
+        shapes["novelty"] = ()
+    return {INPUT: ("batch", 1, *spec.shape), **{name: ("batch", *shape) for name, shape in shapes.items()}}
+
+
+def outputs_of(spec: RegressorSpec) -> list[str]:
+    """Names of the outputs of a regressor's graph, in the order of `darkarc.models.Prediction`."""
+    return list(signature(spec))[1:]
 
 
 def _check_signature(path: Path, model: "ModelProto", spec: RegressorSpec) -> None:

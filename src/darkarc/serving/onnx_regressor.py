@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from darkarc.config import ModelConfig
-from darkarc.models import Grid, Posterior, Prediction, RegressorError, as_image_batch
-from darkarc.serving.onnx_file import INPUT, MAX_BYTES, OUTPUTS, OnnxError, read_onnx
+from darkarc.models import Grid, Posterior, Prediction, RegressorError, as_image_batch, to_posterior
+from darkarc.serving.onnx_file import INPUT, MAX_BYTES, OnnxError, outputs_of, read_onnx
 
 
 class OnnxRegressor(nn.Module):
@@ -34,6 +34,7 @@ class OnnxRegressor(nn.Module):
             raise OnnxError(f"threads: expected 0 (all cores) or more, found {threads}")
         checked = read_onnx(path, max_bytes=max_bytes)
         self.path, self.spec = checked.path, checked.spec
+        self._outputs = outputs_of(checked.spec)
         self.sha256 = hashlib.sha256(checked.content).hexdigest()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -69,12 +70,13 @@ class OnnxRegressor(nn.Module):
         device = batch.device
         array = batch.detach().to("cpu", torch.float32).numpy()
         try:
-            answers = self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(array)})
+            answers = self._session.run(self._outputs, {INPUT: np.ascontiguousarray(array)})
         except Exception as error:  # as above
             raise OnnxError(
                 f"{self.path}: ONNX Runtime failed on a batch of {len(array)}: {error}"
             ) from error
-        return Prediction(*(torch.from_numpy(answer).to(device) for answer in answers))
+        named = zip(self._outputs, answers, strict=True)
+        return Prediction(**{name: torch.from_numpy(answer).to(device) for name, answer in named})
 
     def predict(
         self, images: NDArray[Any] | Tensor, *, target: str | None = None, batch_size: int = 256
@@ -86,9 +88,7 @@ class OnnxRegressor(nn.Module):
         name = self._name(target)
         index = self.targets.index(name)
         parts = [self(chunk) for chunk in as_image_batch(images, self.shape).split(batch_size)]
-        density = [part.density[:, index].double().cpu() for part in parts]
-        classes = [part.class_probability.double().cpu() for part in parts]
-        return Posterior(self._edges[name], torch.cat(density).numpy(), torch.cat(classes).numpy(), name)
+        return to_posterior([part.cpu() for part in parts], index, self._edges[name], name)
 
     def _name(self, target: str | None) -> str:
         if target is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
 from darkarc.data.readers import ImageItem, iter_images
 from darkarc.models import QUANTILE_LEVELS, Regressor
-from darkarc.serving.flags import Reference, limits
+from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.table import Journal, Row, check_ending, printable, table_row, write_table
 
@@ -176,8 +176,12 @@ class _Answers:
         posterior = self.regressor.predict(images, target=self.target, batch_size=len(images))
         quantiles, classes = posterior.quantile(LEVELS), posterior.class_probability
         share = classes[:, CLASSES.index(self.class_name)]
-        for k, ((name, flag), limit) in enumerate(zip(said, limits(posterior), strict=True)):
-            if share[k] < self.gate:
+        verdicts = zip(said, unlikeness(posterior), limits(posterior), strict=True)
+        for k, ((name, noted), unlike, limit) in enumerate(verdicts):
+            flag = _joined(noted, unlike.flag)
+            if unlike.withheld:
+                yield table_row(name, flag)
+            elif share[k] < self.gate:
                 other = f"not {self.class_name}-like (p_{self.class_name}={share[k]:.2g})"
                 yield table_row(name, _joined(flag, other), classes[k])
             else:

@@ -12,6 +12,7 @@ from darkarc.models import save_regressor
 from darkarc.tracking import RunRecord, start_run, write_run
 from darkarc.training.engine import TrainResult, train
 from darkarc.training.fingerprint import training_digest
+from darkarc.training.fit_novelty import fit_novelty
 from darkarc.training.recalibrate import recalibrate
 
 WORK = Path(".darkarc/train")
@@ -41,6 +42,7 @@ def train_stage(
         result = train(config, store, workdir=folder, tracker=tracker, progress=progress)
         tracker.log_params({"best_epoch": result.best_epoch, "stopped_early": result.stopped_early})
         tracker.log_metrics(recalibrate(config, result.regressor, store), step=result.best_epoch)
+        fit_novelty(config, result.regressor, store)
         save_regressor(result.regressor, out)
         write_file(history, _table(result.history))
         tracker.log_artifact(history)

@@ -1,8 +1,9 @@
 """What makes an answer doubtful: images unlike the training's, and posteriors that are only a limit.
 
 An image is held against the statistics of the training images, which travel with every regressor
-(`statistics.json`, entry `reference`). A little outside, the answer is given with a flag; far outside it is
-withheld, because a network extrapolates with confidence and without reason.
+(`statistics.json`, entry `reference`), and its answer's novelty (`darkarc.models.novelty`) against that of
+the calibration images. A little outside, the answer is given with a flag; far outside it is withheld, because
+a network extrapolates with confidence and without reason.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darkarc.data.quality import RULES, SHARES, STATISTICS, broken_rules, image_statistics
-from darkarc.models import Posterior
+from darkarc.models.novelty import RARE, VERY_RARE
+from darkarc.models.posterior import Posterior
 
 OUTSIDE = 0.5
 """Excess from which an image is flagged. The excess is the way beyond the 0.1 or 99.9 % quantile of the
@@ -143,6 +145,21 @@ def _range(name: str, entry: Mapping[str, float], shape: tuple[int, int]) -> Ran
     if name in SHARES:
         narrowest = FEWEST_PIXELS / (shape[0] * shape[1])
     return Range(q001, q999, max(q50 - q01, narrowest), max(q99 - q50, narrowest))
+
+
+def unlikeness(posterior: Posterior) -> list[Verdict]:
+    """For each image the verdict on its novelty; nothing is said if the regressor does not give one."""
+    if posterior.novelty is None:
+        return [Verdict()] * len(posterior)
+    return [_unlikeness(float(value)) for value in posterior.novelty]
+
+
+def _unlikeness(novelty: float) -> Verdict:
+    if not novelty <= VERY_RARE:  # nan, too
+        return Verdict(f"unlike the training images (novelty {novelty:.1f}, limit {VERY_RARE:g})", True)
+    if novelty > RARE:
+        return Verdict(f"unusual image (novelty {novelty:.1f}: 1 in {10**novelty:.0f} is as strange)")
+    return Verdict()
 
 
 def limits(posterior: Posterior) -> list[str]:

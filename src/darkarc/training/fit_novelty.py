@@ -1,0 +1,44 @@
+"""After training: what the train split looks like to the regressor, so that it can tell what does not."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darkarc.config import Config
+from darkarc.data.batches import ImageSource
+from darkarc.data.store import Store
+from darkarc.models import Regressor
+from darkarc.training.objectives import VALIDATION_BATCH
+
+MOST_IMAGES = 20_000
+"""More train images than that say nothing new about a mixture of a few Gaussians."""
+
+
+def fit_novelty(config: Config, regressor: Regressor, prepared: Store) -> None:
+    """Fit `regressor.novelty` on the train split and its scale on the calibration split.
+
+    Without a calibration split the validation split gives the scale: all it chose was the epoch. Nothing
+    happens if `model.novelty` is none.
+    """
+    if regressor.novelty is None:
+        return
+    has_calibration = "calibration" in prepared.samples["split"].unique().to_pylist()
+    splits = ("train", "calibration" if has_calibration else "validation")
+    seen = [_seen(config, regressor, prepared, split) for split in splits]
+    regressor.novelty.fit(*seen[0], *seen[1])
+
+
+@torch.inference_mode()
+def _seen(config: Config, regressor: Regressor, prepared: Store, split: str) -> tuple[Tensor, Tensor]:
+    """Features (N, F) and texture (N, S) of a split, of at most `MOST_IMAGES` evenly spaced images."""
+    assert regressor.novelty is not None
+    regressor.eval()
+    device = next(regressor.parameters()).device
+    source = ImageSource(prepared, split, config.targets, memory_gb=config.data.memory_gb, device=device)
+    chosen = np.linspace(0, len(source) - 1, min(len(source), MOST_IMAGES)).round().astype(np.int64)
+    features, texture = [], []
+    for indices in torch.from_numpy(chosen).to(device).split(VALIDATION_BATCH):
+        images = source.batch(indices).images
+        features.append(regressor.features(images))
+        texture.append(regressor.novelty.texture(images))
+    return torch.cat(features), torch.cat(texture)
