@@ -218,6 +218,9 @@ class EvaluateConfig(Section):
     mass_bins: int = Field(8, ge=1, description="bins of the true target in the tables and figures")
     examples: int = Field(6, ge=1, description="best and worst images to show, each")
     batch_size: int = Field(256, ge=1)
+    ood_images: int = Field(
+        100, ge=0, description="images of each case that the regressor was not trained for; 0: no such check"
+    )
 
 
 class RegisterConfig(Section):

@@ -28,7 +28,7 @@ def test_a_mixture_of_few_images_is_one_gaussian(n_features):
     rng = np.random.default_rng(1)
     correlated = rng.normal(size=(n_features, n_features))
     values = torch.from_numpy(rng.normal(size=(300, n_features)) @ correlated)
-    mixture = Mixture(n_features)
+    mixture = Mixture(n_features, 8)
     mixture.fit(values)
     surprise = mixture(values.float()).double().numpy()
     if n_features > DIRECTIONS:
@@ -43,7 +43,7 @@ def test_a_mixture_of_few_images_is_one_gaussian(n_features):
 def test_several_components_see_a_hole_between_groups():
     rng = np.random.default_rng(2)
     groups = np.concatenate([rng.normal(-5, 0.3, size=(400, 2)), rng.normal(5, 0.3, size=(400, 2))])
-    mixture = Mixture(2)
+    mixture = Mixture(2, 8)
     mixture.fit(torch.from_numpy(groups))
     middle, members = mixture(torch.zeros(1, 2)), mixture(torch.from_numpy(groups).float())
     assert middle > 20 + members.max()

@@ -20,6 +20,7 @@ from darkarc.evaluation.binning import by_bin, mass_edges, tercile_edges
 from darkarc.evaluation.classes import ClassScores, class_standard_errors, score_classes
 from darkarc.evaluation.context import describe_data, describe_regressor, train_median
 from darkarc.evaluation.metrics import EvaluationError, Scores, standard_errors, summarise
+from darkarc.evaluation.ood import StrangeImages, strange_images, summary
 from darkarc.evaluation.predictions import Predictions, Predictor, predict_split, write_predictions
 from darkarc.evaluation.published import Comparison, compare
 
@@ -77,8 +78,10 @@ def evaluate(
     labels, probability = predictions.label[known], predictions.class_probability[known]
     classes = score_classes(labels, probability)
     class_errors = class_standard_errors(labels, probability, config.seed)
-    metrics = _document(results, predictions, classes, class_errors, leakage_warnings(prepared))
-    illustrations = _illustrate(config, regressor, prepared, predictions, results, classes, history)
+    strange = strange_images(regressor, prepared, n=config.evaluate.ood_images, seed=config.seed)
+    leaks = leakage_warnings(prepared)
+    metrics = _document(results, predictions, classes, class_errors, strange, leaks)
+    illustrations = _illustrate(config, regressor, prepared, predictions, results, classes, strange, history)
     report = _report(config, regressor, prepared, results[0], metrics, illustrations)
     _write(out, predictions, results, metrics, illustrations, report)
     _track(tracker, out, metrics)
@@ -138,6 +141,7 @@ def _document(
     predictions: Predictions,
     classes: ClassScores,
     class_errors: Mapping[str, float | None],
+    strange: list[StrangeImages],
     leaks: list[str],
 ) -> dict[str, Any]:
     """The content of `metrics.json`: the first target and the classes flat, other targets under `targets`.
@@ -147,7 +151,7 @@ def _document(
     from darkarc.evaluation.tables import tidy
 
     first = results[0].metrics
-    document = {"n_test": len(predictions.rows), **first, **classes.values}
+    document = {"n_test": len(predictions.rows), **first, **classes.values, **summary(strange)}
     document["standard_error"] = {**first["standard_error"], **class_errors}
     document["confusion"] = classes.confusion.tolist()
     document["missing"] = first["missing"] + [
@@ -168,6 +172,7 @@ def _illustrate(
     predictions: Predictions,
     results: list[TargetResult],
     classes: ClassScores,
+    strange: list[StrangeImages],
     history: "History",
 ) -> list["Illustration"]:
     from darkarc.evaluation import gallery
@@ -188,6 +193,8 @@ def _illustrate(
     drawn.append(
         gallery.classes_illustration(predictions.label[known], predictions.class_probability[known], classes)
     )
+    if strange:
+        drawn.append(gallery.strangers_illustration(strange))
     drawn.append(gallery.learning_illustration(history))
     if results[0].comparison.results:
         drawn.append(gallery.published_illustration(results[0].comparison, results[0].metrics))

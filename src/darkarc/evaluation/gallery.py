@@ -1,6 +1,6 @@
 """The figures of one evaluation, drawn in order, each with the caption that says what to see in it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from darkarc.evaluation.figures import (
     learning_figure,
     prediction_figure,
     published_figure,
+    strangers_figure,
 )
 from darkarc.evaluation.figures.training import History
 from darkarc.evaluation.metrics import Scores
+from darkarc.evaluation.ood import StrangeImages
 from darkarc.evaluation.predictions import Predictions, Predictor
 from darkarc.evaluation.published import Comparison
 from darkarc.evaluation.report import Illustration
@@ -133,6 +135,20 @@ def classes_illustration(labels: NDArray[np.intp], probability: Floats, scored: 
         "reading only where "
         "the axion class is likely.",
         lambda: classes_figure(labels, probability, scored),
+    )
+
+
+def strangers_illustration(measured: Sequence[StrangeImages]) -> Illustration:
+    """Images the regressor was not trained for."""
+    return _draw(
+        "strangers",
+        "Images unlike the training's",
+        "The first row is the test images, every other one changes one thing. Left: an example, on its own "
+        "colour scale. Middle: the novelty, -log10 of the share of calibration images that are as strange; "
+        "beyond the dotted line an image is flagged, beyond the dashed one its mass is withheld. Right: "
+        "masses with the truth outside of their 99% interval (where there is no vortex: with a "
+        "90% interval narrower than half the prior), without flags and with them.",
+        lambda: strangers_figure(measured),
     )
 
 

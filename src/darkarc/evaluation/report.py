@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from darkarc.evaluation.ood import table_rows
 from darkarc.evaluation.style import DOTS_PER_INCH, NAMES
 from darkarc.evaluation.wording import (
     BINNED_TRUTH,
@@ -61,6 +62,7 @@ def report_html(
         _main_table(metrics),
         *(_section(target, metrics, prefix="")),
         *(_figure(item) for item in illustrations),
+        _strangers(metrics.get("ood", [])),
         _published(metrics.get("published", [])),
         _others(metrics.get("targets", {})),
         "<h2>Limits</h2>",
@@ -175,6 +177,21 @@ def _figure(item: Illustration) -> str:
         f'<figure id="{escape(item.name)}"><img width="{width}" alt="{escape(item.title)}" '
         f'src="data:image/png;base64,{data}">'
         f"<figcaption><strong>{escape(item.title)}.</strong> {escape(item.caption)}</figcaption></figure>"
+    )
+
+
+def _strangers(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    header = (
+        "Images", "Number", "AUC of the novelty", "Novelty, median", "Flagged (%)", "Withheld (%)",
+        "Confident errors without flags (%)", "…of masses given (%)", "…without a flag (%)",
+    )  # fmt: skip
+    return (
+        "<h2>Images it was not trained for</h2><p>Rendered by the simulator with one thing changed. AUC: of "
+        "the novelty against the test images. A confident error is a mass with the truth outside of its 99% "
+        "interval or, where there is no vortex, with a 90% interval narrower than half the prior.</p>"
+        + _table(header, table_rows(rows), numeric=range(1, len(header)))
     )
 
 

@@ -46,6 +46,13 @@ MEANINGS = {
         "dex",
         "the median of the train split for every image",
     ),
+    "ood_auc_worst": ("Novelty AUC, least", "", "strange against test images, the case hardest to tell"),
+    "ood_flagged_least": ("Flagged share, least", "", "of strange images, the case least flagged"),
+    "ood_wrong_most": (
+        "Unflagged confident errors, most",
+        "",
+        "share of strange images with a confident wrong mass and no flag, the worst case",
+    ),
     "published_best_mae_dex": ("Best published MAE", "dex", "on the same preset and noise form"),
 }
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-COMPONENTS = 8
+FEATURE_COMPONENTS, TEXTURE_COMPONENTS = 8, 16
+"""Most Gaussians of the two mixtures: a texture has few dimensions and a bent distribution."""
 IMAGES_PER_COMPONENT = 200
-"""A mixture has as many Gaussians as there are so many images for, at most `COMPONENTS`."""
+"""Fewer Gaussians are taken if there are not so many images for each."""
 DIRECTIONS = 64
 """Principal directions kept; what lies outside of them counts by its length."""
 RIDGE = 1e-2
@@ -56,8 +57,8 @@ class Novelty(nn.Module):
     def __init__(self, n_features: int, shape: tuple[int, int], pixel_std: float) -> None:
         super().__init__()
         self.texture = Texture(shape, pixel_std)
-        self.of_features = Mixture(n_features)
-        self.of_texture = Mixture(self.texture.n_features)
+        self.of_features = Mixture(n_features, FEATURE_COMPONENTS)
+        self.of_texture = Mixture(self.texture.n_features, TEXTURE_COMPONENTS)
         self.register_buffer("typical", torch.zeros(2))
         self.register_buffer("scale", torch.ones(2))
         self.register_buffer("quantiles", 1e30 * torch.arange(3.0))
@@ -182,8 +183,9 @@ class Mixture(nn.Module):
     means: Tensor
     factors: Tensor
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, components: int) -> None:
         super().__init__()
+        self.components = components
         self.kept = min(DIRECTIONS, n_features)
         self.has_rest = n_features > self.kept
         size = self.kept + self.has_rest
@@ -191,9 +193,9 @@ class Mixture(nn.Module):
         self.centre[1] = 1
         self.register_buffer("whitening", torch.zeros(n_features, self.kept))
         self.register_buffer("rest", torch.tensor([0.0, 1.0]))
-        self.register_buffer("weights", torch.zeros(COMPONENTS))
-        self.register_buffer("means", torch.zeros(COMPONENTS, size))
-        self.register_buffer("factors", torch.zeros(COMPONENTS, size, size))
+        self.register_buffer("weights", torch.zeros(components))
+        self.register_buffer("means", torch.zeros(components, size))
+        self.register_buffer("factors", torch.zeros(components, size, size))
 
     def forward(self, values: Tensor) -> Tensor:
         place = self._whitened(values)  # (B, D)
@@ -230,8 +232,8 @@ class Mixture(nn.Module):
             length = self._whitened(values.to(device).float())[:, -1].double()
             self.rest.copy_(torch.stack([length.mean(), length.std().clamp_min(1e-3)]))
         place = self._whitened(values.to(device).float()).double().cpu().numpy()
-        n_components = max(1, min(COMPONENTS, len(place) // IMAGES_PER_COMPONENT))
-        mixture = GaussianMixture(n_components, reg_covar=RIDGE, random_state=0, max_iter=50, tol=1e-2)
+        n_components = max(1, min(self.components, len(place) // IMAGES_PER_COMPONENT))
+        mixture = GaussianMixture(n_components, reg_covar=RIDGE, random_state=0, max_iter=30, tol=1e-2)
         with warnings.catch_warnings():
             # A mixture that could still gain a little is good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -5,6 +5,7 @@ from darkarc.evaluation.figures.calibration import calibration_figure
 from darkarc.evaluation.figures.classes import classes_figure
 from darkarc.evaluation.figures.examples import examples_figure
 from darkarc.evaluation.figures.published import published_figure
+from darkarc.evaluation.figures.strangers import strangers_figure
 from darkarc.evaluation.figures.training import learning_figure
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "learning_figure",
     "prediction_figure",
     "published_figure",
+    "strangers_figure",
 ]
