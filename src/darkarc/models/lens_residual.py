@@ -1,0 +1,215 @@
+"""What an image shows beyond its smooth lens: the residual of a fit, as input channels beside the image.
+
+The mass of an axion-like particle moves the pixels of an arc by parts in a thousand and less, beneath a
+smooth image that varies with the source's position by its whole range. Both the lens and the source are
+known up to that position (DeepLense fixes them), so it is fitted here, inside the model, by a few steps
+of Gauss and Newton, and the network looks at what is left, in units of the noise.
+
+Two smooth lenses can be fitted: the main halo with the vortex's mass in its centre (`compact`: the limit of
+a heavy particle, whose vortex is a point; what is left is the vortex's length), or the main halo alone
+(`bare`: what is left is any substructure).
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from darkarc.simulation import NOISES, PRESETS, observe, source_plane
+from darkarc.simulation.presets import Preset, get_preset
+from darkarc.simulation.source import psf_taps, sersic_amplitude, sersic_coefficient
+
+LENSES = {"compact": ("compact",), "bare": ("bare",), "both": ("compact", "bare")}
+"""`model.lens_residual` -> the smooth lenses that are fitted, each of which gives `CHANNELS` channels."""
+
+CHANNELS = 3
+STEPS = 4
+"""Steps of Gauss and Newton; from a node of the grid the third one moves the source by less than 1e-4 arcsec."""
+
+_POINT_MASS_LOG10_EV = -19.0  # half-length 3e-5 arcsec: a point for every instrument
+_NODES = 15  # a side of the grid of source positions that the fit starts from
+_COARSE = 16  # pixels a side of the images compared with the grid
+_LONGEST_STEP_ARCSEC = 0.05
+_NOISE_FREE = 1e-4
+"""Unit of the residual where the images carry no noise, as a share of the brightest model pixel."""
+
+
+class LensResidualError(ValueError):
+    """A smooth lens that cannot be fitted to such images; the message says what to change."""
+
+
+class LensResidual(nn.Module):
+    """Raw images (B, 1, H, W) of one preset and noise form -> (B, 3, H, W).
+
+    Channels: asinh of the residual in units of each pixel's noise, halved; the residual over its own root
+    mean square; the natural logarithm of that root mean square, the same in every pixel.
+    Raises `LensResidualError` if preset, noise form and shape are not those of known images.
+    """
+
+    plane: Tensor
+    nodes: Tensor
+    coarse: Tensor
+    taps: Tensor
+
+    def __init__(
+        self, preset: str, noise: str, distances: str, shape: tuple[int, int], lens: str = "compact"
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS or noise not in NOISES or get_preset(preset).instrument.shape != shape:
+            raise LensResidualError(
+                f"model.lens_residual: expected images of a preset ({', '.join(PRESETS)}) in its own shape and "
+                f"a known noise form, found {preset!r}, {noise!r}, {shape[0]} x {shape[1]} pixels: set it to none"
+            )
+        self.preset, self.noise = get_preset(preset), noise
+        self.counts = self.preset.counts and noise != "none"
+        self.factor = self.preset.published_factor if noise == "published" else 1.0
+        plane = _smooth_plane(self.preset, distances, lens)
+        self.register_buffer("plane", plane.float(), persistent=False)
+        low, high = self.preset.source.position_arcsec
+        self.low, self.high = low - 0.05, high + 0.05
+        axis = torch.linspace(low, high, _NODES, dtype=torch.float64)
+        nodes = torch.cartesian_prod(axis, axis)
+        templates = observe(self.preset, plane[0], plane[1], nodes)
+        self.peak = float(templates.max())
+        self.register_buffer("nodes", nodes.float(), persistent=False)
+        pooled = functional.adaptive_avg_pool2d(templates[:, None], _COARSE).flatten(1)
+        self.register_buffer("coarse", pooled.float(), persistent=False)
+        self.register_buffer("taps", torch.tensor(psf_taps(self.preset.instrument)), persistent=False)
+        self.pool = nn.AdaptiveAvgPool2d(_COARSE) if shape[0] % _COARSE == 0 else _Pool(shape, _COARSE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        residual, _ = self.fit(images)
+        rms = residual.square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).sqrt()
+        level = torch.log(rms).expand_as(residual)
+        return torch.stack([torch.asinh(residual) / 2, residual / rms, level], dim=1)
+
+    def fit(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) -> residual (B, H, W) in units of the noise, fitted source position (B, 2) in arcsec."""
+        data = images.float()[:, 0] / self.factor  # (B, H, W)
+        source, scale = self._start(data)
+        for _ in range(STEPS):
+            model, along_x, along_y = self.render(source)
+            scale, weight = self._scale_and_weight(data, model, scale)
+            source = source + self._step(data, model, along_x, along_y, scale, weight)
+            source = source.clamp(self.low, self.high)
+        model, _, _ = self.render(source)
+        scale, weight = self._scale_and_weight(data, model, scale)
+        return (data - scale * model) * weight.sqrt(), source
+
+    def _start(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """The best node (B, 2) of the grid, and the scale (B, 1, 1) between model and data there."""
+        pooled = self.pool(data[:, None]).flatten(1)  # (B, P)
+        overlap, power = pooled @ self.coarse.T, self.coarse.square().sum(dim=1)
+        if self.counts:
+            best = (overlap.clamp_min(0).square() / power).argmax(dim=1)
+            scale = overlap.gather(1, best[:, None]) / power[best][:, None]
+        else:
+            best = (power - 2 * overlap).argmin(dim=1)
+            scale = torch.ones_like(overlap[:, :1])
+        return self.nodes[best], scale[:, :, None]
+
+    def _scale_and_weight(self, data: Tensor, model: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts a unit of flux (B, 1, 1), fitted where the exposure is not known, and 1 / variance."""
+        weight = 1 / self._variance(model, scale)
+        if not self.counts:
+            return scale, weight
+        top, bottom = (weight * data * model).sum(dim=(1, 2)), (weight * model * model).sum(dim=(1, 2))
+        return (top / bottom)[:, None, None].clamp_min(1.0), weight
+
+    def _variance(self, model: Tensor, scale: Tensor) -> Tensor:
+        """Of each stored pixel (see `simulation.noise`), for model images in counts a second."""
+        instrument = self.preset.instrument
+        if self.counts:
+            photons = 2.0 if self.noise == "published" else 1.0
+            assert instrument.background_rms is not None
+            return photons * scale * model + (instrument.background_rms * scale).square()
+        if self.noise == "physical":
+            seconds = instrument.exposures * 10 ** instrument.log10_exposure_s[0]
+            background = float(instrument.background_sigma(_array(seconds))[0])
+            return background**2 + model / seconds
+        return torch.full_like(model, (_NOISE_FREE * self.peak) ** 2)
+
+    def _step(
+        self, data: Tensor, model: Tensor, along_x: Tensor, along_y: Tensor, scale: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Gauss and Newton's (B, 2), of at most `_LONGEST_STEP_ARCSEC` a coordinate."""
+
+        def inner(a: Tensor, b: Tensor) -> Tensor:
+            return (weight * a * b).sum(dim=(1, 2))
+
+        rest, along_x, along_y = data - scale * model, scale * along_x, scale * along_y
+        if self.counts:  # the scale is free: leave what it cannot mend
+            norm = inner(model, model)
+            along_x = along_x - (inner(along_x, model) / norm)[:, None, None] * model
+            along_y = along_y - (inner(along_y, model) / norm)[:, None, None] * model
+        xx, xy, yy = inner(along_x, along_x), inner(along_x, along_y), inner(along_y, along_y)
+        bx, by = inner(along_x, rest), inner(along_y, rest)
+        determinant = (xx * yy - xy * xy).clamp_min(1e-30)
+        step = torch.stack([yy * bx - xy * by, xx * by - xy * bx], dim=1) / determinant[:, None]
+        return step.clamp(-_LONGEST_STEP_ARCSEC, _LONGEST_STEP_ARCSEC)
+
+    def render(self, source_arcsec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Model images (B, H, W) in counts a second of sources (B, 2), and their derivatives along x and y.
+
+        The same as `simulation.observe`, with the derivatives in closed form.
+        """
+        preset, source = self.preset, self.preset.source
+        dx = self.plane[0] - source_arcsec[:, 0, None, None]
+        dy = self.plane[1] - source_arcsec[:, 1, None, None]
+        e1, e2 = source.ellipticity
+        n, b = source.sersic_index, sersic_coefficient(source.sersic_index)
+        unit2 = (source.half_light_radius_arcsec / b**n) ** 2
+        norm = (1 - e1**2 - e2**2) * unit2
+        xx, yy, xy = ((1 - e1) ** 2 + e2**2) / norm, ((1 + e1) ** 2 + e2**2) / norm, -4 * e2 / norm
+        radius2 = (dx * dx * xx + dx * dy * xy + dy * dy * yy).clamp_min(1e-8 / unit2)
+        power = radius2.sqrt() if n == 1 else radius2.pow(0.5 / n)
+        peak = math.log(sersic_amplitude(preset) * preset.instrument.pixel_scale_arcsec**2) + b
+        flux = torch.exp(peak - power)
+        slope = flux * power / radius2 * (0.5 / n)
+        along_x, along_y = slope * (2 * xx * dx + xy * dy), slope * (2 * yy * dy + xy * dx)
+        seen = self._through_psf(torch.cat([flux, along_x, along_y]))
+        return cast(tuple[Tensor, Tensor, Tensor], seen.chunk(3))
+
+    def _through_psf(self, images: Tensor) -> Tensor:
+        """(N, H, W), as `simulation.source.convolve`."""
+        radius = self.taps.numel() // 2
+        padded = functional.pad(images[:, None], (radius,) * 4, mode="replicate")
+        rows = functional.conv2d(padded, self.taps[None, None, :, None])
+        return functional.conv2d(rows, self.taps[None, None, None, :])[:, 0]
+
+
+class _Pool(nn.Module):
+    """Means over about equal squares, for sizes that are no multiple: two matrix products, fit for ONNX."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, shape: tuple[int, int], side: int) -> None:
+        super().__init__()
+        for name, size in zip(("rows", "columns"), shape, strict=True):
+            identity = torch.eye(size)[None]
+            self.register_buffer(name, functional.adaptive_avg_pool1d(identity, side)[0].T, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rows @ images @ self.columns.T
+
+
+def _smooth_plane(preset: Preset, distances: str, lens: str) -> Tensor:
+    """(2, H, W) float64 source-plane positions behind a smooth lens, arcsec."""
+    if lens == "bare":
+        return torch.stack(source_plane(preset, distances=distances))
+    x, y = source_plane(
+        preset,
+        log10_mass_ev=torch.tensor([_POINT_MASS_LOG10_EV], dtype=torch.float64),
+        angle_rad=torch.zeros(1, dtype=torch.float64),
+        distances=distances,
+    )
+    return torch.stack([x[0], y[0]])
+
+
+def _array(seconds: float):  # type: ignore[no-untyped-def]  # numpy in, numpy out
+    import numpy as np
+
+    return np.array([seconds])
