@@ -10,23 +10,26 @@ a heavy particle, whose vortex is a point; what is left is the vortex's length),
 (`bare`: what is left is any substructure).
 """
 
-import math
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from darkarc.simulation import NOISES, PRESETS, observe, source_plane
-from darkarc.simulation.presets import Preset, get_preset
-from darkarc.simulation.source import psf_taps, sersic_amplitude, sersic_coefficient
+from darkarc.simulation import (
+    NOISES,
+    PRESETS,
+    Preset,
+    get_preset,
+    observe,
+    observe_with_gradient,
+    source_plane,
+)
 
 LENSES = {"compact": ("compact",), "bare": ("bare",), "both": ("compact", "bare")}
 """`model.lens_residual` -> the smooth lenses that are fitted, each of which gives `CHANNELS` channels."""
 
 CHANNELS = 3
 STEPS = 4
-"""Steps of Gauss and Newton; from a node of the grid the third one moves the source by less than 1e-4 arcsec."""
+"""Steps of Gauss and Newton, from a node of the grid."""
 
 _POINT_MASS_LOG10_EV = -19.0  # half-length 3e-5 arcsec: a point for every instrument
 _NODES = 15  # a side of the grid of source positions that the fit starts from
@@ -51,7 +54,6 @@ class LensResidual(nn.Module):
     plane: Tensor
     nodes: Tensor
     coarse: Tensor
-    taps: Tensor
 
     def __init__(
         self, preset: str, noise: str, distances: str, shape: tuple[int, int], lens: str = "compact"
@@ -59,8 +61,9 @@ class LensResidual(nn.Module):
         super().__init__()
         if preset not in PRESETS or noise not in NOISES or get_preset(preset).instrument.shape != shape:
             raise LensResidualError(
-                f"model.lens_residual: expected images of a preset ({', '.join(PRESETS)}) in its own shape and "
-                f"a known noise form, found {preset!r}, {noise!r}, {shape[0]} x {shape[1]} pixels: set it to none"
+                f"model.lens_residual: expected images of a preset ({', '.join(PRESETS)}) in its own shape "
+                f"and a known noise form, found {preset!r}, {noise!r}, {shape[0]} x {shape[1]} pixels: "
+                "set it to none"
             )
         self.preset, self.noise = get_preset(preset), noise
         self.counts = self.preset.counts and noise != "none"
@@ -76,7 +79,6 @@ class LensResidual(nn.Module):
         self.register_buffer("nodes", nodes.float(), persistent=False)
         pooled = functional.adaptive_avg_pool2d(templates[:, None], _COARSE).flatten(1)
         self.register_buffer("coarse", pooled.float(), persistent=False)
-        self.register_buffer("taps", torch.tensor(psf_taps(self.preset.instrument)), persistent=False)
         self.pool = nn.AdaptiveAvgPool2d(_COARSE) if shape[0] % _COARSE == 0 else _Pool(shape, _COARSE)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,15 +88,15 @@ class LensResidual(nn.Module):
         return torch.stack([torch.asinh(residual) / 2, residual / rms, level], dim=1)
 
     def fit(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, H, W) -> residual (B, H, W) in units of the noise, fitted source position (B, 2) in arcsec."""
+        """(B, 1, H, W) -> residual (B, H, W) in units of the noise, and source position (B, 2) in arcsec."""
         data = images.float()[:, 0] / self.factor  # (B, H, W)
         source, scale = self._start(data)
         for _ in range(STEPS):
-            model, along_x, along_y = self.render(source)
+            model, slopes = observe_with_gradient(self.preset, self.plane[0], self.plane[1], source)
             scale, weight = self._scale_and_weight(data, model, scale)
-            source = source + self._step(data, model, along_x, along_y, scale, weight)
+            source = source + self._step(data, model, slopes, scale, weight)
             source = source.clamp(self.low, self.high)
-        model, _, _ = self.render(source)
+        model = observe(self.preset, self.plane[0], self.plane[1], source)
         scale, weight = self._scale_and_weight(data, model, scale)
         return (data - scale * model) * weight.sqrt(), source
 
@@ -127,19 +129,17 @@ class LensResidual(nn.Module):
             return photons * scale * model + (instrument.background_rms * scale).square()
         if self.noise == "physical":
             seconds = instrument.exposures * 10 ** instrument.log10_exposure_s[0]
-            background = float(instrument.background_sigma(_array(seconds))[0])
-            return background**2 + model / seconds
+            return float(instrument.background_sigma(seconds)) ** 2 + model / seconds
         return torch.full_like(model, (_NOISE_FREE * self.peak) ** 2)
 
-    def _step(
-        self, data: Tensor, model: Tensor, along_x: Tensor, along_y: Tensor, scale: Tensor, weight: Tensor
-    ) -> Tensor:
+    def _step(self, data: Tensor, model: Tensor, slopes: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
         """Gauss and Newton's (B, 2), of at most `_LONGEST_STEP_ARCSEC` a coordinate."""
 
         def inner(a: Tensor, b: Tensor) -> Tensor:
             return (weight * a * b).sum(dim=(1, 2))
 
-        rest, along_x, along_y = data - scale * model, scale * along_x, scale * along_y
+        rest = data - scale * model
+        along_x, along_y = (scale * slope for slope in slopes.unbind(1))
         if self.counts:  # the scale is free: leave what it cannot mend
             norm = inner(model, model)
             along_x = along_x - (inner(along_x, model) / norm)[:, None, None] * model
@@ -149,35 +149,6 @@ class LensResidual(nn.Module):
         determinant = (xx * yy - xy * xy).clamp_min(1e-30)
         step = torch.stack([yy * bx - xy * by, xx * by - xy * bx], dim=1) / determinant[:, None]
         return step.clamp(-_LONGEST_STEP_ARCSEC, _LONGEST_STEP_ARCSEC)
-
-    def render(self, source_arcsec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Model images (B, H, W) in counts a second of sources (B, 2), and their derivatives along x and y.
-
-        The same as `simulation.observe`, with the derivatives in closed form.
-        """
-        preset, source = self.preset, self.preset.source
-        dx = self.plane[0] - source_arcsec[:, 0, None, None]
-        dy = self.plane[1] - source_arcsec[:, 1, None, None]
-        e1, e2 = source.ellipticity
-        n, b = source.sersic_index, sersic_coefficient(source.sersic_index)
-        unit2 = (source.half_light_radius_arcsec / b**n) ** 2
-        norm = (1 - e1**2 - e2**2) * unit2
-        xx, yy, xy = ((1 - e1) ** 2 + e2**2) / norm, ((1 + e1) ** 2 + e2**2) / norm, -4 * e2 / norm
-        radius2 = (dx * dx * xx + dx * dy * xy + dy * dy * yy).clamp_min(1e-8 / unit2)
-        power = radius2.sqrt() if n == 1 else radius2.pow(0.5 / n)
-        peak = math.log(sersic_amplitude(preset) * preset.instrument.pixel_scale_arcsec**2) + b
-        flux = torch.exp(peak - power)
-        slope = flux * power / radius2 * (0.5 / n)
-        along_x, along_y = slope * (2 * xx * dx + xy * dy), slope * (2 * yy * dy + xy * dx)
-        seen = self._through_psf(torch.cat([flux, along_x, along_y]))
-        return cast(tuple[Tensor, Tensor, Tensor], seen.chunk(3))
-
-    def _through_psf(self, images: Tensor) -> Tensor:
-        """(N, H, W), as `simulation.source.convolve`."""
-        radius = self.taps.numel() // 2
-        padded = functional.pad(images[:, None], (radius,) * 4, mode="replicate")
-        rows = functional.conv2d(padded, self.taps[None, None, :, None])
-        return functional.conv2d(rows, self.taps[None, None, None, :])[:, 0]
 
 
 class _Pool(nn.Module):
@@ -207,9 +178,3 @@ def _smooth_plane(preset: Preset, distances: str, lens: str) -> Tensor:
         distances=distances,
     )
     return torch.stack([x[0], y[0]])
-
-
-def _array(seconds: float):  # type: ignore[no-untyped-def]  # numpy in, numpy out
-    import numpy as np
-
-    return np.array([seconds])
