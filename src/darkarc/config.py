@@ -121,6 +121,10 @@ class ModelConfig(Section):
     stretch: Literal["none", "asinh"] = Field(
         "none", description="compression of the bright arc, after standardisation"
     )
+    lens_residual: Literal["auto", "none", "compact", "bare", "both"] = Field(
+        "auto",
+        description="smooth lens whose residual stands beside the image; auto: compact if it is known",
+    )
     head: Literal["binned", "gaussian"] = "binned"
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
     recalibration: Literal["none", "temperature", "isotonic", "conformal"] = Field(
@@ -193,9 +197,9 @@ class TrainConfig(Section):
     )
     rollback_factor: float = Field(0.5, gt=0, lt=1, description="rollback: the rate is multiplied by this")
     rollback_limit: int = Field(3, ge=1, description="rollback: so many times, then stop")
-    dihedral: Literal["none", "flips", "full"] = Field(
-        "flips",
-        description="drawn a sample and epoch: the 4 flips that keep the lens, or all 8 rotations and flips",
+    dihedral: Literal["none", "half_turn", "flips", "full"] = Field(
+        "half_turn",
+        description="drawn a sample and epoch: half turns keep lens and source, the 4 flips the lens",
     )
     schedule: tuple[ScheduleStep, ...] = Field(
         (), description="changes of parameters between epochs, as a population search (pbt, pb2) finds them"

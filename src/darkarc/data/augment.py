@@ -5,17 +5,19 @@ from torch import Tensor
 
 from darkarc.simulation.counter import hash_indices
 
-GROUPS = {"none": 1, "flips": 4, "full": 8}
-"""`train.dihedral` -> number of elements of the group; the codes of a smaller group come first.
+GROUPS = {"none": (0,), "half_turn": (0, 3), "flips": (0, 1, 2, 3), "full": tuple(range(8))}
+"""`train.dihedral` -> codes of the elements of the group (see `dihedral`).
 
 Every preset's lens is elliptical along the axes and sheared along them, so that only the four
-elements of "flips" map it onto itself; a rotation by 90 degrees shows a lens that does not exist.
+elements of "flips" map it onto itself; a rotation by 90 degrees shows a lens that does not exist. The
+sources are elliptical along a diagonal: a half turn alone maps them onto sources that exist.
 """
 
 
 def dihedral_codes(seed: int, epoch: int, indices: Tensor, group: str = "full") -> Tensor:
-    """(B,) element of the dihedral group for each sample index in this epoch, below `GROUPS[group]`."""
-    return (hash_indices(seed, 2 * epoch + 1, indices) >> 32) % GROUPS[group]
+    """(B,) element of the dihedral group for each sample index in this epoch, one of `GROUPS[group]`."""
+    codes = torch.tensor(GROUPS[group], device=indices.device)
+    return codes[(hash_indices(seed, 2 * epoch + 1, indices) >> 32) % len(codes)]
 
 
 def dihedral(images: Tensor, codes: Tensor) -> Tensor:

@@ -24,8 +24,17 @@ from darkarc.simulation import (
     source_plane,
 )
 
-LENSES = {"compact": ("compact",), "bare": ("bare",), "both": ("compact", "bare")}
-"""`model.lens_residual` -> the smooth lenses that are fitted, each of which gives `CHANNELS` channels."""
+LENSES: dict[str, tuple[str, ...]] = {
+    "auto": (),
+    "none": (),
+    "compact": ("compact",),
+    "bare": ("bare",),
+    "both": ("compact", "bare"),
+}
+"""`model.lens_residual` -> the smooth lenses that are fitted, each of which gives `CHANNELS` channels.
+
+Training decides what "auto" means for its data and writes that into the specification.
+"""
 
 CHANNELS = 3
 STEPS = 4

@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 QUANTILE_LEVELS = (0.05, 0.16, 0.84, 0.95)
 """Levels of `Prediction.quantiles`, those of the prediction table."""
 
-MODEL_BEFORE = {"novelty": "none"}
+MODEL_BEFORE = {"novelty": "none", "lens_residual": "none"}
 """What a model has that was made before these keys of the section `model` were there."""
 
 WEIGHTS_FILE = "regressor.safetensors"
@@ -64,7 +64,8 @@ class RegressorSpec:
     """All that is needed to rebuild a regressor around its weights.
 
     targets: name -> prior range; shape: (H, W) in pixels; model: the `model` section as a plain dict;
-    statistics: content of the prepared store's `statistics.json` (train split, stored pixel units).
+    statistics: content of the prepared store's `statistics.json` (train split, stored pixel units);
+    form: preset, noise and distances of the images, None where they are not known.
     """
 
     targets: dict[str, tuple[float, float]]
@@ -72,6 +73,7 @@ class RegressorSpec:
     model: dict[str, Any]
     statistics: dict[str, Any]
     instrument: str
+    form: dict[str, str] | None = None
     classes: tuple[str, ...] = CLASSES
     schema_version: int = SCHEMA_VERSION
 
@@ -103,6 +105,7 @@ class RegressorSpec:
                 model=MODEL_BEFORE | dict(tree["model"]),
                 statistics=dict(tree["statistics"]),
                 instrument=str(tree["instrument"]),
+                form=None if tree.get("form") is None else {k: str(v) for k, v in tree["form"].items()},
                 classes=tuple(tree["classes"]),
                 schema_version=int(tree["schema_version"]),
             )
@@ -126,7 +129,7 @@ class Regressor(nn.Module):
             )
         self.spec = spec
         self.head = HEADS[model.head]
-        self.standardise = Standardise(model, spec.statistics)
+        self.standardise = Standardise(model, spec.statistics, spec.shape, spec.form)
         self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
         self.dropout = nn.Dropout(model.dropout)
         self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from darkarc.config import Config, TrainConfig
-from darkarc.data.augment import GROUPS, dihedral, dihedral_codes
+from darkarc.data.augment import dihedral, dihedral_codes
 from darkarc.data.auxiliary import AUXILIARY, dihedral_matrices, turn_auxiliary
 from darkarc.data.batches import Batch, ImageSource, TrainSource, epoch_order
 from darkarc.data.online import train_source
-from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
-from darkarc.models import Grid, Regressor, RegressorSpec
+from darkarc.models import Grid, Regressor
 from darkarc.simulation.counter import hash_indices
 from darkarc.tracking.tracker import Tracker
+from darkarc.training.assembly import TrainingError, new_regressor
 from darkarc.training.averaging import WeightAverage, freeze_norms
 from darkarc.training.checkpoints import Learner, Progress, restore_checkpoint, save_checkpoint, to_cpu
 from darkarc.training.display import Display, Silent, Terminal
@@ -36,10 +36,6 @@ from darkarc.training.optimisers import build_optimiser, learning_rate
 from darkarc.training.schedule import EpochEnd, EpochHook, replay
 
 PRIOR_TOLERANCE_NATS = 0.3
-
-
-class TrainingError(ValueError):
-    """A training that cannot start or go on; the message says why and what to change."""
 
 
 @dataclass(frozen=True)
@@ -301,25 +297,6 @@ def augmented(batch: Batch, indices: Tensor, settings: TrainConfig, seed: int, e
     return batch._replace(
         images=dihedral(batch.images, codes),
         auxiliary=turn_auxiliary(batch.auxiliary, dihedral_matrices(codes)),
-    )
-
-
-def new_regressor(config: Config, prepared: Store) -> Regressor:
-    """An untrained regressor for a prepared store; its weights come from torch's current seed."""
-    if config.train.dihedral == "full" and prepared.shape[0] != prepared.shape[1]:
-        raise TrainingError(
-            f"train.dihedral is full, but images of {prepared.shape} pixels cannot be rotated by 90 degrees: "
-            "set it to flips or none"
-        )
-    assert config.train.dihedral in GROUPS
-    return Regressor(
-        RegressorSpec(
-            targets=dict(config.targets),
-            shape=prepared.shape,
-            model=config.model.model_dump(mode="json"),
-            statistics=read_statistics(prepared.path),
-            instrument=prepared.manifest.instrument,
-        )
     )
 
 

@@ -1,0 +1,65 @@
+"""From a configuration and a prepared store to an untrained regressor."""
+
+from darkarc.config import Config
+from darkarc.data.form import data_form
+from darkarc.data.prepare import read_statistics
+from darkarc.data.store import Store
+from darkarc.models import Regressor, RegressorSpec
+from darkarc.simulation import get_preset
+
+
+class TrainingError(ValueError):
+    """A training that cannot start or go on; the message says why and what to change."""
+
+
+def new_regressor(config: Config, prepared: Store) -> Regressor:
+    """An untrained regressor for a prepared store; its weights come from torch's current seed."""
+    if config.train.dihedral == "full" and prepared.shape[0] != prepared.shape[1]:
+        raise TrainingError(
+            f"train.dihedral is full, but images of {prepared.shape} pixels cannot be rotated by 90 degrees: "
+            "set it to flips or none"
+        )
+    form = known_form(prepared)
+    residual = lens_residual(config, form)
+    return Regressor(
+        RegressorSpec(
+            targets=dict(config.targets),
+            shape=prepared.shape,
+            model=config.model.model_dump(mode="json") | {"lens_residual": residual},
+            statistics=read_statistics(prepared.path),
+            instrument=prepared.manifest.instrument,
+            form=form,
+        )
+    )
+
+
+def known_form(prepared: Store) -> dict[str, str] | None:
+    """Preset, noise and distances of a store's images, None unless all three are known."""
+    form = data_form(prepared.manifest)
+    if form.preset is None or form.noise is None or form.distances is None:
+        return None
+    if get_preset(form.preset).instrument.shape != prepared.shape:
+        return None
+    return {"preset": form.preset, "noise": form.noise, "distances": form.distances}
+
+
+def lens_residual(config: Config, form: dict[str, str] | None) -> str:
+    """What `model.lens_residual` means for these images. Raises `TrainingError` if that cannot be.
+
+    A mirrored source is no source of the preset, so that its lens would not fit.
+    """
+    wanted = config.model.lens_residual
+    mirrored = config.train.dihedral in ("flips", "full")
+    if wanted == "auto":
+        return "none" if form is None or mirrored else "compact"
+    if wanted != "none" and form is None:
+        raise TrainingError(
+            f"model.lens_residual is {wanted}, but the preset, noise and distances of these images are not "
+            "known: set it to auto or none"
+        )
+    if wanted != "none" and mirrored:
+        raise TrainingError(
+            f"model.lens_residual is {wanted}, but train.dihedral: {config.train.dihedral} mirrors the "
+            "sources, and the fitted lens knows none like that: set train.dihedral to half_turn or none"
+        )
+    return wanted

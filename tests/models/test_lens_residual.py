@@ -1,0 +1,111 @@
+"""The fitted smooth lens: against the simulator, and that it leaves what the vortex did."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from darkarc.config import ModelConfig
+from darkarc.models import Regressor, RegressorSpec
+from darkarc.models.lens_residual import LensResidual, LensResidualError
+from darkarc.simulation import PRESETS, simulate
+
+FORMS = [
+    ("model_i", "published"),
+    ("model_ii", "published"),
+    ("model_ii", "physical"),
+    ("model_iii", "none"),
+    ("model_iii", "physical"),
+]
+SOURCES = [[0.05, -0.1], [-0.3, 0.2], [0.33, 0.34], [0.0, 0.01]]
+
+
+def images(preset: str, noise: str, log10_mass: float | None, **options: float) -> torch.Tensor:
+    angle = None if log10_mass is None else [0.7] * len(SOURCES)
+    mass = None if log10_mass is None else [log10_mass] * len(SOURCES)
+    made = simulate(
+        preset, log10_mass_ev=mass, angle_rad=angle, source_arcsec=SOURCES, noise=noise, seed=3, **options
+    )
+    return torch.from_numpy(made)[:, None]
+
+
+def fitted(preset: str, noise: str, lens: str = "compact") -> LensResidual:
+    return LensResidual(preset, noise, "deeplense", PRESETS[preset].instrument.shape, lens)
+
+
+@pytest.mark.parametrize(("preset", "noise"), FORMS)
+def test_the_source_is_found_and_nothing_but_noise_is_left(preset: str, noise: str) -> None:
+    """A particle so heavy that its vortex is a point; sources on and off the grid's nodes."""
+    residual, source = fitted(preset, noise).fit(images(preset, noise, -19.5))
+    noisy = noise == "physical" or preset == "model_i"
+    assert torch.allclose(source, torch.tensor(SOURCES), atol=4e-3 if noisy else 2e-5), source
+    rms = residual.square().mean(dim=(1, 2)).sqrt()
+    if noise == "physical":
+        assert ((rms > 0.93) & (rms < 1.07)).all(), rms
+    elif preset == "model_i":
+        assert ((rms > 0.5) & (rms < 1.1)).all(), rms  # counts cut off at nought vary less than their model
+    else:
+        assert (rms < 0.05).all(), rms
+
+
+def test_without_a_vortex_the_bare_lens_fits() -> None:
+    bare, compact = (fitted("model_iii", "physical", lens) for lens in ("bare", "compact"))
+    plain = images("model_iii", "physical", None)
+    rms = [lens.fit(plain)[0].square().mean(dim=(1, 2)).sqrt() for lens in (bare, compact)]
+    assert ((rms[0] > 0.93) & (rms[0] < 1.07)).all(), rms[0]
+    assert (rms[1] > 1.5).all(), rms[1]
+
+
+def test_the_residual_grows_as_the_vortex_does() -> None:
+    """Noise-free, it falls as m^-2: the quadrupole of a short line goes with its length squared."""
+    lens = fitted("model_iii", "none")
+    levels = [
+        lens.fit(images("model_iii", "none", mass))[0].square().mean(dim=(1, 2)).sqrt()
+        for mass in (-22.6, -22.4, -22.2)
+    ]
+    for long, short in pairwise(levels):
+        assert torch.allclose(torch.log10(long / short), torch.full((4,), 0.4), atol=0.08), long / short
+
+
+def test_the_exposure_of_counts_is_fitted() -> None:
+    """Three times the photons leave the same unit noise; with a wrong scale an arc would be left."""
+    lens = fitted("model_i", "published")
+    for seconds in (1000.0, 3000.0):
+        residual, _ = lens.fit(images("model_i", "published", -19.5, exposure_s=seconds))
+        bright = images("model_i", "none", -19.5)[:, 0] > 0.05
+        rms = torch.stack([r[b].square().mean().sqrt() for r, b in zip(residual, bright, strict=True)])
+        assert ((rms > 0.9) & (rms < 1.1)).all(), rms
+
+
+def test_channels_are_finite_for_any_image() -> None:
+    lens = fitted("model_iii", "physical")
+    hostile = torch.stack([torch.zeros(1, 64, 64), torch.full((1, 64, 64), 1e6), -torch.ones(1, 64, 64)])
+    assert lens(hostile).isfinite().all()
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    lens = fitted("model_ii", "physical")
+    batch = images("model_ii", "physical", -23.5)
+    alone = torch.cat([lens(batch[k : k + 1]) for k in range(4)])
+    assert torch.allclose(lens(batch), alone, atol=1e-3)
+
+
+def test_other_shapes_and_forms_are_refused() -> None:
+    for preset, noise, shape in (("model_ii", "physical", (32, 32)), ("model_x", "none", (64, 64))):
+        with pytest.raises(LensResidualError, match=r"model\.lens_residual.*set it to none"):
+            LensResidual(preset, noise, "deeplense", shape)
+
+
+@pytest.mark.parametrize(("lens", "channels"), [("none", 1), ("compact", 4), ("bare", 4), ("both", 7)])
+def test_the_regressor_sees_the_residuals(lens: str, channels: int) -> None:
+    model = ModelConfig(width=0.25, lens_residual=lens).model_dump(mode="json")
+    form = {"preset": "model_iii", "noise": "physical", "distances": "deeplense"}
+    spec = RegressorSpec(
+        {"log10_axion_mass_ev": (-24.0, -22.0)}, (64, 64), model, {"mean": 0.4, "std": 1.3}, "HST", form
+    )
+    regressor = Regressor(RegressorSpec.from_json(spec.to_json())).eval()
+    seen = regressor.standardise(images("model_iii", "physical", -23.0))
+    assert seen.shape == (4, channels, 64, 64)
+    answer = regressor(images("model_iii", "physical", -23.0))
+    assert np.isfinite(answer.density.detach().numpy()).all()
