@@ -72,9 +72,14 @@ MakeRegressor = Callable[..., Regressor]
 
 @pytest.fixture(scope="session")
 def make_regressor(statistics: dict[str, Any], train_images: np.ndarray) -> MakeRegressor:
-    def make(targets: dict[str, tuple[float, float]] | None = None, seed: int = 0, **model: Any) -> Regressor:
+    def make(
+        targets: dict[str, tuple[float, float]] | None = None,
+        seed: int = 0,
+        form: dict[str, str] | None = None,
+        **model: Any,
+    ) -> Regressor:
         section = ModelConfig(**{"width": 0.25, "bins": 64, **model}).model_dump()
-        spec = RegressorSpec(targets or TARGETS, (64, 64), section, statistics, "model_iii")
+        spec = RegressorSpec(targets or TARGETS, (64, 64), section, statistics, "model_iii", form)
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

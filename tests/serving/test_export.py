@@ -54,6 +54,19 @@ def test_onnx_equals_torch_for_any_batch(make_regressor, lenses, tmp_path, model
         assert np.ptp(ours.median) > 1e-3, "the answers must depend on the image for this to test anything"
 
 
+def test_the_fitted_lens_is_in_the_file(make_regressor, lenses, tmp_path):
+    form = {"preset": "model_iii", "noise": "physical", "distances": "deeplense"}
+    regressor = make_regressor(form=form, lens_residual="compact")
+    exported = OnnxRegressor(export_onnx(regressor, tmp_path / "model.onnx"), threads=1)
+    images = torch.from_numpy(lenses[:40, None])
+    with torch.inference_mode():
+        expected = regressor(images)
+    assert largest_difference(expected, exported(images), regressor) < 1e-3  # its channels reach 10 and more
+    assert exported.spec.form == form
+    blind = make_regressor(form=form, lens_residual="none")
+    assert regressor.standardise(images).shape[1] == 4 and blind.standardise(images).shape[1] == 1
+
+
 def test_the_novelty_is_in_the_file(wary, lenses, tmp_path):
     exported = OnnxRegressor(export_onnx(wary, tmp_path / "model.onnx"), threads=1)
     strange = np.concatenate([lenses[:20], lenses[20:40] * 1.5, np.zeros_like(lenses[:2])])
@@ -133,7 +146,7 @@ def test_other_weights_than_the_graphs_are_noticed(make_regressor, traced, tmp_p
 
 def test_quantiles_are_compared_by_the_probability_between_them(regressor):
     """Between two far peaks a quantile may move at no cost; elsewhere it may not."""
-    images = torch.from_numpy(trial_images(regressor.spec.statistics, regressor.shape))
+    images = torch.from_numpy(trial_images(regressor.spec))
     with torch.inference_mode():
         answer = regressor(images)
     density = torch.zeros_like(answer.density)
@@ -145,11 +158,15 @@ def test_quantiles_are_compared_by_the_probability_between_them(regressor):
     assert largest_difference(inside, inside._replace(median=high), regressor) > 0.1
 
 
-def test_trial_images_have_the_mean_and_deviation_of_training(statistics):
-    images = trial_images(statistics, (64, 64))
+def test_trial_images_are_like_those_of_training(make_regressor, statistics):
+    """In mean and deviation, where nothing else is known; else they are lenses of the preset."""
+    images = trial_images(make_regressor().spec)
     assert images.shape == (10, 1, 64, 64) and images.dtype == np.float32
     np.testing.assert_allclose(images[5:].std(axis=(1, 2, 3)), statistics["std"], rtol=1e-3)
     np.testing.assert_allclose(images[5:].mean(axis=(1, 2, 3)), statistics["mean"], rtol=1e-3)
+    form = {"preset": "model_iii", "noise": "none", "distances": "deeplense"}
+    lenses = trial_images(make_regressor(form=form).spec)
+    assert lenses.shape == (10, 1, 64, 64) and (lenses > 0).all()
 
 
 def test_threads_must_not_be_negative(onnx_path: Path):
