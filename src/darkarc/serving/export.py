@@ -151,11 +151,13 @@ def trial_images(spec: RegressorSpec, n: int = 5) -> NDArray[np.float32]:
     """
     if spec.form is not None:
         scenes = draw_scenes(spec.form["preset"], "axion", 0, range(2 * n))
-        form = {key: spec.form[key] for key in ("noise", "distances")}
-        return render(spec.form["preset"], scenes, **form)[:, None].numpy()
+        lenses = render(
+            spec.form["preset"], scenes, noise=spec.form["noise"], distances=spec.form["distances"]
+        )
+        return lenses[:, None].numpy()
     generator, shape = np.random.default_rng(0), spec.shape
     mean, std = float(spec.statistics["mean"]), float(spec.statistics["std"])
-    noise = generator.normal(mean, std, (n, *shape))
+    white = generator.normal(mean, std, (n, *shape))
     y, x = (np.arange(size) - (size - 1) / 2 for size in shape)
     radius = np.hypot(y[:, None], x[None, :])
     angle = np.arctan2(y[:, None], x[None, :])
@@ -164,7 +166,7 @@ def trial_images(spec: RegressorSpec, n: int = 5) -> NDArray[np.float32]:
         arc = np.exp(-0.5 * ((radius - 0.16 * shape[0]) / 2.0) ** 2) * (1.2 + np.cos(angle - phase))
         arc += generator.normal(0, 0.02, shape)
         rings.append(mean + std * (arc - arc.mean()) / arc.std())
-    return np.concatenate([noise, rings])[:, None].astype(np.float32)
+    return np.concatenate([white, rings])[:, None].astype(np.float32)
 
 
 def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regressor: Regressor) -> float:
