@@ -157,6 +157,9 @@ class ScheduleStep(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(36, ge=1)
+    members: int = Field(
+        1, ge=1, le=64, description="trainings with seeds of their own that answer as one (deep ensemble)"
+    )
     batch_size: int = Field(64, ge=2)
     accumulate: int = Field(1, ge=1, description="parts in which a batch passes the network, to save memory")
     optimiser: Literal["adamw", "sgd", "lamb", "lion", "muon"] = "adamw"

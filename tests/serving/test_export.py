@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.models import Posterior
+from darkarc.models import Ensemble, Posterior
 from darkarc.serving import ExportError, OnnxRegressor, export, export_onnx
 from darkarc.serving.export import largest_difference, trial_images
 
@@ -73,6 +73,15 @@ def test_the_novelty_is_in_the_file(wary, lenses, tmp_path):
     ours, theirs = wary.predict(strange).novelty, exported.predict(strange).novelty
     np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3)
     assert np.median(ours[:20]) < 1 and np.all(ours[20:] > 3)
+
+
+def test_an_ensemble_is_one_file(make_regressor, lenses, tmp_path):
+    ensemble = Ensemble.of([make_regressor(seed=seed, bins=32) for seed in (0, 1)])
+    exported = OnnxRegressor(export_onnx(ensemble, tmp_path / "model.onnx"), threads=1)
+    ours, theirs = ensemble.predict(lenses[:6]), exported.predict(lenses[:6])
+    np.testing.assert_allclose(theirs.median, ours.median, atol=1e-4)
+    np.testing.assert_allclose(theirs.std_between, ours.std_between, atol=1e-4)
+    assert np.all(ours.std_between > 1e-2)
 
 
 @pytest.fixture

@@ -55,7 +55,9 @@ def model_card(
 def _what(spec: RegressorSpec) -> str:
     targets = ", ".join(f"`{name}` on [{low:g}, {high:g}]" for name, (low, high) in spec.targets.items())
     model = spec.model
+    ensemble = f"An ensemble of {spec.members} trainings. " if spec.members > 1 else ""
     return (
+        f"{ensemble}"
         f"Posterior of {targets} and the probabilities of the classes {', '.join(spec.classes)}, from "
         "one image of "
         f"a strong lens. Backbone {model['backbone']} (width {float(model['width']):g}), "

@@ -49,6 +49,10 @@ def describe_regressor(config: Config, regressor: object) -> dict[str, str]:
         "Training": f"at most {train.epochs} epochs in batches of {train.batch_size}",
         "Seed": str(config.seed),
     }
+    if train.members > 1:
+        facts["Ensemble"] = (
+            f"{train.members} members, seeds {config.seed} to {config.seed + train.members - 1}"
+        )
     return facts
 
 

@@ -114,6 +114,10 @@ def _measure(config: Config, prepared: Store, predictions: Predictions, target: 
     if comparison.comparable and comparison.best is not None:
         metrics["published_best_mae_dex"] = comparison.best.mae_dex
     metrics["standard_error"] = errors
+    if len(scores) and scores.std_between.any():
+        between = float(np.mean(scores.std_between**2))
+        metrics["std_within"] = float(np.sqrt(max(float(np.mean(scores.std**2)) - between, 0.0)))
+        metrics["std_between"] = float(np.sqrt(between))
     bins = mass_edges(low, high, config.evaluate.mass_bins)
     metrics["by_mass"] = by_bin(scores, scores.truth, bins, config.seed)
     metrics["by_tercile"] = []

@@ -34,6 +34,7 @@ class Scores:
     """What each of N images says about one target; the last five are nan where there is no truth.
 
     truth, median, mean, std, q05, q16, q84, q95: (N,) in units of the target.
+    std_between: (N,) an ensemble's disagreement, a part of std; 0 for a single regressor.
     prior_bound: (N,) bool, see `EDGE_SHARE`.
     log_prob: (N,) natural logarithm of the posterior density at the truth.
     pit: (N,) probability integral transform, the posterior probability below the truth.
@@ -49,6 +50,7 @@ class Scores:
     q16: Floats
     q84: Floats
     q95: Floats
+    std_between: Floats
     prior_bound: NDArray[np.bool_]
     log_prob: Floats
     pit: Floats
@@ -112,6 +114,7 @@ def score(posterior: Posterior, truth: Floats, reference: Floats) -> Scores:
         q16=quantiles[:, 1],
         q84=quantiles[:, 3],
         q95=quantiles[:, 4],
+        std_between=np.zeros(len(posterior)) if posterior.std_between is None else posterior.std_between,
         prior_bound=prior_bound(posterior),
         log_prob=where_known(posterior.log_prob(value)),
         pit=where_known(posterior.cdf(value)),

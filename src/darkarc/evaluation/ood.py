@@ -40,6 +40,8 @@ class StrangeImages:
     row: dict[str, Any]
     novelty: Floats
     example: NDArray[np.float32]
+    disagreement: Floats | None = None
+    """(N,) an ensemble's `std_between`."""
 
 
 def strange_images(regressor: object, prepared: Store, *, n: int, seed: int) -> list[StrangeImages]:
@@ -62,7 +64,7 @@ def strange_images(regressor: object, prepared: Store, *, n: int, seed: int) -> 
         return []
     judge = _Judge(regressor)
     measured = [judge(ordinary)]
-    reference = measured[0].novelty
+    reference = measured[0]
     for case in strange_cases(form, n, (seed + SEED_OFFSET) % 2**63):
         measured.append(judge(case, reference))
     return measured
@@ -103,16 +105,13 @@ class _Judge:
         with suppress(FlagError):
             self.reference = Reference(regressor.spec.statistics, regressor.shape)
 
-    def __call__(self, case: Case, ordinary: Floats | None = None) -> StrangeImages:
+    def __call__(self, case: Case, ordinary: StrangeImages | None = None) -> StrangeImages:
         posterior = self.regressor.predict(case.images, target=DEFAULT_TARGET)
         assert posterior.novelty is not None
         novelty = np.nan_to_num(posterior.novelty, nan=np.inf)
         flagged, withheld = self._doubts(case, posterior)
         wrong = confidently_wrong(posterior, case.truth)
-        area = None
-        if ordinary is not None:
-            strange = np.repeat([False, True], [len(ordinary), len(novelty)])
-            area = rank_area(strange, np.concatenate([ordinary, novelty]))
+        area = None if ordinary is None else _area(ordinary.novelty, novelty)
         row = {
             "case": case.name,
             "meaning": case.meaning,
@@ -125,7 +124,11 @@ class _Judge:
             "wrong_given": float((wrong & ~withheld).mean()),
             "wrong_after": float((wrong & ~flagged).mean()),
         }
-        return StrangeImages(row, novelty, case.images[0])
+        between = posterior.std_between
+        if between is not None:
+            before = None if ordinary is None else ordinary.disagreement
+            row["auc_disagreement"] = None if before is None else _area(before, between)
+        return StrangeImages(row, novelty, case.images[0], between)
 
     def _doubts(self, case: Case, posterior: Posterior) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(N,) whether an image is flagged, and whether its mass is withheld."""
@@ -135,6 +138,19 @@ class _Judge:
         by_image = list(zip(*verdicts, strict=True))
         flagged = np.array([any(one.flag for one in both) for both in by_image])
         return flagged, np.array([any(one.withheld for one in both) for both in by_image])
+
+
+def _areas(row: Mapping[str, Any]) -> str:
+    if row["auc"] is None:
+        return "–"
+    other = row.get("auc_disagreement")
+    return f"{row['auc']:.3f}" + ("" if other is None else f" (of the members' disagreement {other:.3f})")
+
+
+def _area(ordinary: Floats, strange: Floats) -> float:
+    """Area under the ROC curve of a score that should be higher for strange images."""
+    is_strange = np.repeat([False, True], [len(ordinary), len(strange)])
+    return rank_area(is_strange, np.concatenate([ordinary, strange]))
 
 
 def confidently_wrong(posterior: Posterior, truth: Floats) -> NDArray[np.bool_]:
@@ -155,7 +171,7 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         yield (
             f"{row['case']}: {row['meaning']}",
             str(row["n"]),
-            "–" if row["auc"] is None else f"{row['auc']:.3f}",
+            _areas(row),
             f"{row['novelty_median']:.2g}",
             *(f"{100 * row[share]:.1f}" for share in shares),
         )

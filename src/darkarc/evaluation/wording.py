@@ -11,6 +11,8 @@ MEANINGS = {
     "nll": ("Negative log-likelihood", "nat", "of the truth under the posterior density; lower is better"),
     "crps_dex": ("CRPS", "dex", "continuous ranked probability score; lower is better"),
     "sharpness_dex": ("Sharpness", "dex", "median width of the 68% interval"),
+    "std_within": ("Spread within members", "dex", "root mean square over the images; what they leave open"),
+    "std_between": ("Spread between members", "dex", "the same, of what the trainings disagree about"),
     "coverage_50": ("Coverage at 50%", "", "share of truths in the equal-tailed 50% interval"),
     "coverage_68": ("Coverage at 68%", "", "share of truths in the equal-tailed 68% interval"),
     "coverage_90": ("Coverage at 90%", "", "share of truths in the equal-tailed 90% interval"),

@@ -1,6 +1,7 @@
 """Images to posteriors: backbones, heads, the `Regressor` and its `Posterior`."""
 
 from darkarc.models.backbones import BACKBONES, Backbone
+from darkarc.models.ensemble import Ensemble
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.novelty import RARE, VERY_RARE, Novelty
 from darkarc.models.population import PopulationError, combine
@@ -14,6 +15,7 @@ from darkarc.models.regressor import (
     RegressorError,
     RegressorSpec,
     as_image_batch,
+    build_regressor,
     load_regressor,
     save_regressor,
     to_posterior,
@@ -27,6 +29,7 @@ __all__ = [
     "RARE",
     "VERY_RARE",
     "Backbone",
+    "Ensemble",
     "Grid",
     "Head",
     "Novelty",
@@ -41,6 +44,7 @@ __all__ = [
     "SealError",
     "StatisticsError",
     "as_image_batch",
+    "build_regressor",
     "combine",
     "load_regressor",
     "read_sealed",

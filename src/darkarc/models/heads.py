@@ -18,6 +18,7 @@ class Grid(nn.Module):
 
     edges: Tensor
     centres: Tensor
+    offsets: Tensor
 
     def __init__(self, low: float, high: float, bins: int) -> None:
         super().__init__()
@@ -26,7 +27,10 @@ class Grid(nn.Module):
         edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
         # Both follow from the specification, so they are no weights.
         self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("centres", ((edges[1:] + edges[:-1]) / 2).float(), persistent=False)
+        centres = (edges[1:] + edges[:-1]) / 2
+        self.register_buffer("centres", centres.float(), persistent=False)
+        # From the middle of the range: a variance from values near -23 would lose half its digits.
+        self.register_buffer("offsets", (centres - (low + high) / 2).float(), persistent=False)
 
     def soft_histogram(self, truth: Tensor, sigma: float) -> Tensor:
         """(B,) true values -> (B, K) bin probabilities of a Gaussian of width `sigma`, cut to the prior.

@@ -26,6 +26,8 @@ class Posterior:
     density: (N, K) probability per unit of the target; normalised here if it is to within 0.1%.
     class_probability: (N, 3) in the order of `darkarc.config.CLASSES`.
     target: the column of `samples.parquet` it speaks about, such as `log10_axion_mass_ev`.
+    std_between: (N,) the part of the standard deviation that an ensemble's members disagree about; None for
+        a single regressor. `std_within` is the rest: the two add in squares.
     novelty: (N,) how unlike the training images each image is: one calibration image in 100 exceeds 2, one
         in 1,000 exceeds 3; None if the regressor cannot tell.
 
@@ -37,6 +39,7 @@ class Posterior:
     class_probability: Floats
     target: str
     novelty: Floats | None = None
+    std_between: Floats | None = None
 
     def __post_init__(self) -> None:
         edges = np.asarray(self.edges, dtype=np.float64)
@@ -75,7 +78,10 @@ class Posterior:
         if isinstance(index, int | np.integer):
             index = np.array([index])
         novelty = None if self.novelty is None else self.novelty[index]
-        return Posterior(self.edges, self.density[index], self.class_probability[index], self.target, novelty)
+        between = None if self.std_between is None else self.std_between[index]
+        return Posterior(
+            self.edges, self.density[index], self.class_probability[index], self.target, novelty, between
+        )
 
     @property
     def widths(self) -> Floats:
@@ -108,6 +114,13 @@ class Posterior:
         away = self.centres[None, :] - self.mean[:, None]
         variance = np.sum(self.probability * (away**2 + self.widths**2 / 12), axis=1)
         return np.sqrt(variance)
+
+    @property
+    def std_within(self) -> Floats:
+        """(N,) the standard deviation without the members' disagreement."""
+        if self.std_between is None:
+            return self.std
+        return np.sqrt(np.maximum(self.std**2 - self.std_between**2, 0))
 
     def quantile(self, q: ArrayLike) -> Floats:
         """Value below which a share q of the probability lies: (N,) for a number, (N, Q) for a list.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from darkarc.config import CLASSES, TARGET_CLASS, ModelConfig
 from darkarc.models.backbones import BACKBONES
-from darkarc.models.heads import HEADS, Grid
+from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.novelty import Novelty
 from darkarc.models.posterior import Posterior
 from darkarc.models.preprocessing import Standardise
@@ -40,7 +40,8 @@ class Prediction(NamedTuple):
 
     density (B, T, K) per unit of the target; median (B, T); quantiles (B, T, 4) at
     `QUANTILE_LEVELS`; class_probability (B, 3) in the order of `CLASSES`. novelty (B,): how unlike the
-    training images, see `darkarc.models.novelty`; None if `model.novelty` is none.
+    training images, see `darkarc.models.novelty`; None if `model.novelty` is none. std_between (B, T): the
+    members' disagreement, a part of the density's standard deviation; None if there is but one.
     """
 
     density: Tensor
@@ -48,6 +49,7 @@ class Prediction(NamedTuple):
     quantiles: Tensor
     class_probability: Tensor
     novelty: Tensor | None = None
+    std_between: Tensor | None = None
 
     def cpu(self) -> "Prediction":
         return Prediction(
@@ -56,6 +58,7 @@ class Prediction(NamedTuple):
             self.quantiles.cpu(),
             self.class_probability.cpu(),
             None if self.novelty is None else self.novelty.cpu(),
+            None if self.std_between is None else self.std_between.cpu(),
         )
 
 
@@ -65,7 +68,8 @@ class RegressorSpec:
 
     targets: name -> prior range; shape: (H, W) in pixels; model: the `model` section as a plain dict;
     statistics: content of the prepared store's `statistics.json` (train split, stored pixel units);
-    form: preset, noise and distances of the images, None where they are not known.
+    form: preset, noise and distances of the images, None where they are not known;
+    members: how many regressors answer as one, see `darkarc.models.ensemble`.
     """
 
     targets: dict[str, tuple[float, float]]
@@ -76,6 +80,7 @@ class RegressorSpec:
     form: dict[str, str] | None = None
     classes: tuple[str, ...] = CLASSES
     schema_version: int = SCHEMA_VERSION
+    members: int = 1
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -108,6 +113,7 @@ class RegressorSpec:
                 form=None if tree.get("form") is None else {k: str(v) for k, v in tree["form"].items()},
                 classes=tuple(tree["classes"]),
                 schema_version=int(tree["schema_version"]),
+                members=int(tree.get("members", 1)),
             )
         except RegressorError:
             raise
@@ -127,23 +133,27 @@ class Regressor(nn.Module):
             raise RegressorError(
                 f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone!r}"
             )
-        self.spec = spec
-        self.head = HEADS[model.head]
         self.standardise = Standardise(model, spec.statistics, spec.shape, spec.form)
         self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
         self.dropout = nn.Dropout(model.dropout)
-        self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
-        self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)
-        self.n_outputs = self.head.n_outputs(model.bins)
-        self.target_layer = nn.Linear(self.backbone.n_features, len(spec.targets) * self.n_outputs)
-        self.class_layer = nn.Linear(self.backbone.n_features, len(spec.classes))
-        self.novelty: Novelty | None = None
-        if model.novelty == "mixture":
-            self.novelty = Novelty(self.backbone.n_features, spec.shape, self.standardise.std)
+        self._prepare(spec, HEADS[model.head], self.backbone.n_features)
+        self.target_layer = nn.Linear(self.n_features, len(spec.targets) * self.n_outputs)
+        self.class_layer = nn.Linear(self.n_features, len(spec.classes))
         for layer in (self.target_layer, self.class_layer):
             # Untrained, the answer is the prior.
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def _prepare(self, spec: RegressorSpec, head: type[Head], n_features: int) -> None:
+        """What stands between the heads' numbers and the answer."""
+        model = ModelConfig.model_validate(spec.model)
+        self.spec, self.head, self.n_features = spec, head, n_features
+        self.n_outputs = head.n_outputs(model.bins)
+        self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
+        self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)
+        self.novelty: Novelty | None = None
+        if model.novelty == "mixture":
+            self.novelty = Novelty(n_features, spec.shape, float(spec.statistics["std"]))
         levels = torch.tensor([0.5, *QUANTILE_LEVELS])
         self.register_buffer("levels", levels, persistent=False)
         self.auxiliary_layer: nn.Linear | None = None
@@ -192,7 +202,10 @@ class Regressor(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         features = self.features(images)
-        prediction = self.summarise(*self.answers(features))
+        return self.with_novelty(self.summarise(*self.answers(features)), images, features)
+
+    def with_novelty(self, prediction: Prediction, images: Tensor, features: Tensor) -> Prediction:
+        """The prediction with the novelty of its images, if the regressor gives one."""
         if self.novelty is None:
             return prediction
         return prediction._replace(novelty=self.novelty(images, features))
@@ -261,8 +274,14 @@ def to_posterior(
     ]
     found = dict(zip(Prediction._fields, joined, strict=True))
     assert found["density"] is not None and found["class_probability"] is not None
+    between = found["std_between"]
     return Posterior(
-        edges, found["density"][:, index], found["class_probability"], target, novelty=found["novelty"]
+        edges,
+        found["density"][:, index],
+        found["class_probability"],
+        target,
+        novelty=found["novelty"],
+        std_between=None if between is None else between[:, index],
     )
 
 
@@ -304,6 +323,15 @@ def save_regressor(regressor: Regressor, folder: str | Path) -> Path:
     return write_sealed(folder, {WEIGHTS_FILE: save(state), SPEC_FILE: spec.encode()})
 
 
+def build_regressor(spec: RegressorSpec) -> Regressor:
+    """An untrained regressor, or an ensemble of them, as the specification says."""
+    if spec.members == 1:
+        return Regressor(spec)
+    from darkarc.models.ensemble import Ensemble
+
+    return Ensemble(spec)
+
+
 def load_regressor(folder: str | Path, device: str | torch.device = "cpu") -> Regressor:
     """Read what `save_regressor` wrote, check it, and give the regressor in evaluation mode.
 
@@ -314,7 +342,7 @@ def load_regressor(folder: str | Path, device: str | torch.device = "cpu") -> Re
 
     try:
         files = read_sealed(folder)
-        regressor = Regressor(RegressorSpec.from_json(files[SPEC_FILE]))
+        regressor = build_regressor(RegressorSpec.from_json(files[SPEC_FILE]))
         regressor.load_state_dict(load(files[WEIGHTS_FILE]))
     except KeyError as error:
         raise RegressorError(f"{folder}: not a regressor's folder: its manifest lists no {error}") from error

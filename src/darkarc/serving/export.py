@@ -41,8 +41,8 @@ def export_onnx(
     """Write `regressor` to `path` as a single ONNX file, checked against torch.
 
     Input `images` float32 (batch, 1, H, W) of raw pixels; outputs `density` (batch, T, K), `median`
-    (batch, T), `quantiles` (batch, T, 4), `class_probability` (batch, 3) and, unless `model.novelty` is
-    none, `novelty` (batch,), as `darkarc.models.Prediction`.
+    (batch, T), `quantiles` (batch, T, 4), `class_probability` (batch, 3), unless `model.novelty` is
+    none `novelty` (batch,), and for an ensemble `std_between` (batch, T), as `darkarc.models.Prediction`.
     The metadata hold the `RegressorSpec`, and in plain form targets, classes, bin edges, quantile levels
     and instrument.
 
@@ -194,4 +194,6 @@ def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regres
             NOVELTY_UNIT + torch_answer.novelty.abs()
         )
         largest = max(largest, float(away.max()))
+    if torch_answer.std_between is not None and onnx_answer.std_between is not None:
+        largest = max(largest, float((torch_answer.std_between - onnx_answer.std_between).abs().max()))
     return largest

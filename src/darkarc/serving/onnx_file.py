@@ -154,6 +154,8 @@ def signature(spec: RegressorSpec) -> dict[str, tuple[int | str, ...]]:
     }
     if model.novelty != "none":
         shapes["novelty"] = ()
+    if spec.members > 1:
+        shapes["std_between"] = (targets,)
     return {INPUT: ("batch", 1, *spec.shape), **{name: ("batch", *shape) for name, shape in shapes.items()}}
 
 

@@ -10,9 +10,10 @@ from darkarc.data.store import Store
 from darkarc.durable import write_file
 from darkarc.models import save_regressor
 from darkarc.tracking import RunRecord, start_run, write_run
-from darkarc.training.engine import TrainResult, train
+from darkarc.training.engine import TrainResult
 from darkarc.training.fingerprint import training_digest
 from darkarc.training.fit_novelty import fit_novelty
+from darkarc.training.members import train_members
 from darkarc.training.recalibrate import recalibrate
 
 WORK = Path(".darkarc/train")
@@ -39,7 +40,7 @@ def train_stage(
     folder = work / training_digest(config, store)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with start_run(config, name="train", journal=folder / "journal.jsonl", dataset=store) as tracker:
-        result = train(config, store, workdir=folder, tracker=tracker, progress=progress)
+        result = train_members(config, store, workdir=folder, tracker=tracker, progress=progress)
         tracker.log_params({"best_epoch": result.best_epoch, "stopped_early": result.stopped_early})
         tracker.log_metrics(recalibrate(config, result.regressor, store), step=result.best_epoch)
         fit_novelty(config, result.regressor, store)
