@@ -6,7 +6,9 @@ in each epoch, the relative progress of the curve of its parameters of that epoc
 `darkarc`'s own studies run on Ray, trainings replaced by the table: everything else is what `darkarc
 tune` does. Each repeat has its own seed; the goal is the best final value of its random search.
 
-    python benchmarks/tune.py [--repeats 10]
+    python benchmarks/tune.py [--repeats 10] [--results FILE]
+
+Each repeat is kept in FILE (a line of JSON); a second start goes on behind the last one.
 """
 
 import argparse
@@ -20,13 +22,14 @@ from typing import Any
 import numpy as np
 import ray
 from record_curves import EPOCHS, SPACE, TABLE
-from tune_scale import RAY, tiny_store
+from tune_scale import tiny_store
 
 from darkarc import config as configuration
 from darkarc.config import Config
 from darkarc.data.store import Store
 from darkarc.tuning import parse_study, run_study
 from darkarc.tuning.population import values_at
+from darkarc.tuning.ray_session import start_ray
 from darkarc.tuning.study import Study
 from darkarc.tuning.trial import Trainable, TrialSettings
 
@@ -97,13 +100,17 @@ def tabulated(settings: TrialSettings) -> Trainable:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "random": {"algorithm": "random", "budget": {"trials": 64, "epochs": EPOCHS}},
+    "random": {
+        "algorithm": "random",
+        "budget": {"trials": 64, "epochs": EPOCHS},
+        "report_epochs": EPOCHS,
+    },
     "TPE + ASHA": {
         "algorithm": {"name": "tpe", "startup_trials": 8},
         # A third of the epochs before the first rung: until then these curves tell little.
         "scheduler": {"name": "asha", "grace_epochs": 4, "reduction": 3},
         "budget": {"trials": 128, "epochs": EPOCHS},
-        "report_epochs": 1,
+        "report_epochs": 4,
     },
     "PB2": {
         "algorithm": "random",
@@ -152,24 +159,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--results", type=Path, help="where repeats are kept")
     arguments = parser.parse_args()
     config = configuration.parse({"tracking": {"system_metrics": False}})
-    found: dict[str, list[float]] = {name: [] for name in METHODS}
+    kept = arguments.results.read_text() if arguments.results and arguments.results.exists() else ""
+    repeats: list[dict[str, float]] = [json.loads(line) for line in kept.splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         store = tiny_store(Path(folder), config)
-        ray.init(**RAY)
-        for seed in range(arguments.repeats):
+        start_ray(2)
+        for seed in range(len(repeats), arguments.repeats):
             shares = one_repeat(config, store, seed, Path(folder) / str(seed))
-            for name, share in shares.items():
-                found[name].append(share)
-            print(
-                f"repeat {seed}: " + ", ".join(f"{n} {share:.3f}" for n, share in shares.items()), flush=True
-            )
+            repeats.append(shares)
+            if arguments.results:
+                with arguments.results.open("a") as file:
+                    file.write(json.dumps(shares) + "\n")
+            print(f"repeat {seed}: " + ", ".join(f"{n} {s:.3f}" for n, s in shares.items()), flush=True)
         ray.shutdown()
-    budget = 64 * EPOCHS
-    print(f"share of random search's {budget} epochs until its best is reached; {arguments.repeats} repeats")
-    for name, shares in found.items():
-        n, ordered = len(shares), sorted(shares)
+    print_summary(repeats)
+
+
+def print_summary(repeats: list[dict[str, float]]) -> None:
+    budget, n = METHODS["random"]["budget"]["trials"] * EPOCHS, len(repeats)
+    print(f"share of random search's {budget} epochs until its best is reached; {n} repeats")
+    for name in METHODS:
+        ordered = sorted(shares[name] for shares in repeats)
         spread = f"quartiles {ordered[n // 4]:.3f} to {ordered[3 * n // 4]:.3f}"
         every = " ".join(f"{share:.3f}" for share in ordered)
         print(f"{name:12} median {statistics.median(ordered):.3f}   {spread}   all {every}")

@@ -7,7 +7,6 @@ Every trial reports one epoch at once, with MLflow on: what remains is Ray Tune,
 """
 
 import argparse
-import logging
 import os
 import tempfile
 import threading
@@ -23,16 +22,8 @@ from darkarc.config import Config
 from darkarc.data.prepare import prepare
 from darkarc.data.store import Store, StoreWriter
 from darkarc.tuning import parse_study, run_study
+from darkarc.tuning.ray_session import start_ray
 from darkarc.tuning.trial import Trainable, TrialSettings
-
-RAY: dict[str, Any] = {
-    "num_cpus": 2,
-    "include_dashboard": False,
-    "_node_ip_address": "127.0.0.1",
-    "object_store_memory": 100 * 2**20,
-    "log_to_driver": False,
-    "logging_level": logging.ERROR,
-}
 
 
 def tiny_store(folder: Path, config: Config) -> Store:
@@ -91,7 +82,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         store = tiny_store(Path(folder), config)
-        ray.init(**RAY)
+        start_ray(2)
         tree = {
             "name": "scale",
             "budget": {"trials": arguments.trials, "epochs": 1},
@@ -115,6 +106,9 @@ def main() -> None:
     for share in (0.1, 0.25, 0.5, 0.75, 0.95):
         at, used = memory[int(share * len(memory))]
         print(f"  after {at:5.0f} s the driver holds {used:.0f} MiB")
+    later = np.array(memory[len(memory) // 4 : -2])  # behind the warm-up, before the figures
+    slope = np.polyfit(later[:, 0] * arguments.trials / seconds, later[:, 1] * 1024, 1)[0]
+    print(f"  {slope:.1f} KiB a trial")
 
 
 if __name__ == "__main__":

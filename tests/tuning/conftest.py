@@ -70,14 +70,9 @@ def ray_here() -> Iterator[None]:
     """One Ray with two cores for the whole session."""
     import ray
 
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    from darkarc.tuning.ray_session import start_ray
+
+    start_ray(2)
     yield
     ray.shutdown()
 

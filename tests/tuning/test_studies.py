@@ -17,6 +17,12 @@ CHOICES = {"train.dihedral": {"choice": ["none", "flips"]}, "model.dropout": {"c
 STUDIES: dict[str, dict[str, Any]] = {
     "random": {},
     "grid": {"algorithm": "grid", "space": CHOICES, "budget": {"trials": 4, "epochs": 1}},
+    "points": {
+        "algorithm": "points",
+        "points": [{"model.dropout": 0.1}, {"model.dropout": 0.2}],
+        "space": {"model.dropout": {"uniform": [0, 0.5]}},
+        "budget": {"trials": 2, "epochs": 1},
+    },
     "tpe": {"algorithm": {"name": "tpe", "startup_trials": 2}, "points": [{"train.learning_rate": 1e-2}]},
     "gp": {"algorithm": {"name": "gp", "startup_trials": 2}},
     "cmaes": {"algorithm": {"name": "cmaes", "startup_trials": 1}},

@@ -149,6 +149,15 @@ WHEN = {
             {"algorithm": "cmaes", "scheduler": "asha", "space": NUMBERS},
             "cmaes learns only from finished ones",
         ),
+        ({"algorithm": "points", "points": [{"model.dropout": 0.1}]}, "write trials: 1, or another"),
+        (
+            {"points": [{"model.dropout": 0.1}], "labels": ["a", "b"]},
+            "labels: 2 names for 1 points; name each or none",
+        ),
+        (
+            {"budget": {"trials": 4, "epochs": 4, "trial_seconds": 3}, "scheduler": "asha"},
+            "budget.trial_seconds: asha compares trials at the same epoch",
+        ),
         ({"points": [{"model.dropout": 0.1}] * 5}, "5 starting points, but budget.trials is 4"),
     ],
 )
@@ -157,6 +166,13 @@ def test_combinations_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(StudyError, match=message):
         parse_study(study_tree(**changes), Config())
+
+
+def test_equal_seconds_refuse_a_schedule_of_epochs(study_tree: Tree) -> None:
+    step = {"epoch": 1, "values": {"model.dropout": 0.1}}
+    config = configuration.parse({"train": {"epochs": 3, "schedule": [step]}})
+    with pytest.raises(StudyError, match=r"train\.schedule in params\.yaml belongs to one number of epochs"):
+        parse_study(study_tree(budget={"trials": 4, "epochs": 3, "trial_seconds": 3}), config)
 
 
 def test_a_population_refuses_early_stopping(study_tree: Tree) -> None:

@@ -39,6 +39,7 @@ EXPORTED = Path("data/exported")
 REPORTS = Path("reports")
 WINNER = Path("reports/winner.yaml")
 STUDIES = Path(".darkarc/tune")
+BENCHMARKS = Path(".darkarc/benchmark")
 
 
 def set_environment() -> None:

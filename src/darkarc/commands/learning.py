@@ -1,4 +1,4 @@
-"""Verbs that search and train."""
+"""Verbs that search, train and compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from darkarc import config as configuration
 from darkarc.commands._app import (
+    BENCHMARKS,
     PARAMS,
     PREPARED,
     REPORTS,
@@ -85,3 +86,39 @@ def train(
     )
     best = result.history[result.best_epoch - 1]
     say(f"{out}: best epoch {result.best_epoch}, validation MAE {best['val_mae_dex']:.4f} dex")
+
+
+@verb("darkarc benchmark experiments/benchmark.yaml --out reports/benchmark")
+def benchmark(
+    plan: Annotated[Path, typer.Argument(help="What is compared, as a file.")] = Path(
+        "experiments/benchmark.yaml"
+    ),
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Folder for the table and its figure.")] = REPORTS / "benchmark",
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that all machines reach, for the runs' checkpoints.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Where benchmarks are kept that can go on.")] = BENCHMARKS,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare architectures and preprocessings at equal budget; after a kill the same command goes on."""
+    from darkarc.evaluation.benchmark import benchmark_stage
+
+    table = benchmark_stage(
+        configuration.load(params, overrides or ()),
+        plan,
+        prepared,
+        out,
+        work=work,
+        storage=storage,
+        address=ray_address,
+        progress=not quiet,
+    )
+    for row in table.measured:
+        say(f"{row.mean('val_mae_dex'):.4f} ± {row.spread('val_mae_dex'):.4f} dex  {row.label}")
+    say(f"{out}: {len(table.measured)} of {len(table.rows)} variants have a result")

@@ -1,7 +1,7 @@
 """Studies to winners: everything that knows Ray Tune. Search spaces are data, trials are our own training."""
 
 from darkarc.tuning.combinations import refusals
-from darkarc.tuning.runner import StudyInterrupted, StudyResult, run_study, tune_stage
+from darkarc.tuning.runner import StudyInterrupted, StudyResult, conduct, run_study, tune_stage
 from darkarc.tuning.study import Study, StudyError, load_study, parse_study
 from darkarc.tuning.winner import apply_winner, write_winner
 
@@ -11,6 +11,7 @@ __all__ = [
     "StudyInterrupted",
     "StudyResult",
     "apply_winner",
+    "conduct",
     "load_study",
     "parse_study",
     "refusals",

@@ -101,6 +101,21 @@ def _pruning(study: Study, config: Config) -> Iterator[str]:
         yield f"scheduler: {name} cannot compare trials by a cost early; write scheduler: none"
 
 
+def _trial_seconds(study: Study, config: Config) -> Iterator[str]:
+    if study.budget.trial_seconds is None:
+        return
+    if study.scheduler.name != "none":
+        yield (
+            f"budget.trial_seconds: {study.scheduler.name} compares trials at the same epoch, and their "
+            "schedules now have different lengths; write scheduler: none, or leave trial_seconds away"
+        )
+    if config.train.schedule:
+        yield (
+            "budget.trial_seconds: train.schedule in params.yaml belongs to one number of epochs; empty it, "
+            "or leave trial_seconds away"
+        )
+
+
 def _grid(study: Study, config: Config) -> Iterator[str]:
     if study.algorithm.name != "grid":
         return
@@ -145,6 +160,13 @@ def _points(study: Study, config: Config) -> Iterator[str]:
             f"keep_points: scheduler {study.scheduler.name} cannot spare trials; leave it away, or write "
             "scheduler: asha"
         )
+    if study.algorithm.name == "points" and len(study.points) != study.budget.trials:
+        yield (
+            f"budget.trials: algorithm points runs the {len(study.points)} starting points and nothing else; "
+            f"write trials: {len(study.points)}, or another algorithm"
+        )
+    if study.labels and len(study.labels) != len(study.points):
+        yield f"labels: {len(study.labels)} names for {len(study.points)} points; name each or none"
     if len(study.points) > study.budget.trials:
         yield (
             f"points: {len(study.points)} starting points, but budget.trials is {study.budget.trials}; leave "
@@ -156,6 +178,7 @@ _CHECKS: tuple[Callable[[Study, Config], Iterator[str]], ...] = (
     _objectives,
     _population,
     _pruning,
+    _trial_seconds,
     _grid,
     _numbers_only,
     _points,

@@ -27,7 +27,7 @@ class StudyDisplay:
         self._console = Console(stderr=True)
         self._live = progress and self._console.is_terminal
         self._began = self._refreshed = time.monotonic()
-        self._epochs_before = sum(trial.epochs for trial in book.trials.values())
+        self._done_before = sum(self._work(trial) for trial in book.trials.values())
         self._told = {trial.number for trial in book.trials.values() if trial.state}
         self._screen = Live(console=self._console, auto_refresh=False, transient=True)
 
@@ -69,7 +69,7 @@ class StudyDisplay:
                 f"{key.partition('.')[2]}={_number(v)}" for key, v in self._values(trial).items()
             )
             style = "bold" if best is not None and trial.number == best.number else ""
-            epochs = f"{trial.epochs}/{self._study.budget.epochs}"
+            epochs = f"{trial.epochs}/{self._length(trial)}"
             table.add_row(str(trial.number), state, epochs, *values, searched, style=style)
         return table
 
@@ -85,12 +85,12 @@ class StudyDisplay:
         return " · ".join([*parts, self._time_left()])
 
     def _time_left(self) -> str:
-        """From the pace of this session: epochs that the rest of the trials would take if none is stopped."""
+        """From the pace of this session: what the rest of the trials would take if none is stopped."""
         elapsed = time.monotonic() - self._began
         trials, budget = self._book.trials.values(), self._study.budget
-        done = sum(trial.epochs for trial in trials) - self._epochs_before
-        left: float = sum(budget.epochs - t.epochs for t in trials if not t.state)
-        left += (budget.trials - len(trials)) * self._mean_length()
+        done = sum(self._work(trial) for trial in trials) - self._done_before
+        left = sum(max(0.0, self._whole() - self._work(t)) for t in trials if not t.state)
+        left += (budget.trials - len(trials)) * self._mean_work()
         if done <= 0:
             return "time left: not known yet"
         seconds = elapsed / done * left
@@ -98,9 +98,22 @@ class StudyDisplay:
             seconds = min(seconds, max(0.0, budget.seconds - elapsed))
         return f"about {_duration(seconds)} left"
 
-    def _mean_length(self) -> float:
-        ended = [trial.epochs for trial in self._book.trials.values() if trial.state]
-        return sum(ended) / len(ended) if ended else float(self._study.budget.epochs)
+    def _work(self, trial: TrialRecord) -> float:
+        """Epochs behind a trial; seconds where those are what trials get."""
+        return trial.seconds if self._study.budget.trial_seconds is not None else float(trial.epochs)
+
+    def _whole(self) -> float:
+        return self._study.budget.trial_seconds or float(self._study.budget.epochs)
+
+    def _mean_work(self) -> float:
+        ended = [self._work(trial) for trial in self._book.trials.values() if trial.state]
+        return sum(ended) / len(ended) if ended else self._whole()
+
+    def _length(self, trial: TrialRecord) -> str:
+        if self._study.budget.trial_seconds is None:
+            return str(self._study.budget.epochs)
+        planned = trial.last.get("planned_epochs")
+        return "?" if planned is None else str(int(planned))
 
     def _values(self, trial: TrialRecord) -> dict[str, object]:
         if self._study.is_population and trial.schedule:

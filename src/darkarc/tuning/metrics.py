@@ -14,7 +14,7 @@ METRICS = {
     "train_seconds": "min",
 }
 """Name to the better direction. `val_calibration` is the mean distance of the coverage from nominal;
-`million_parameters` and `train_seconds` are costs, the first the same on every machine."""
+`million_parameters` and `train_seconds` (by `timing.clock`) are costs, the first the same everywhere."""
 
 WORST = 1e3
 """Value of every objective of a trial that diverged: worse than any trained regressor, and finite, because

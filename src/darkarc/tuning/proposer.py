@@ -191,6 +191,7 @@ def _nsga2(study: Study, seed: int) -> "optuna.samplers.BaseSampler":
 
 SAMPLERS: dict[str, Callable[[Study, int], "optuna.samplers.BaseSampler"]] = {
     "random": _random,
+    "points": _random,  # never asked: every trial is a starting point
     "tpe": _tpe,
     "gp": _gp,
     "cmaes": _cmaes,

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -12,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from darkarc.config import Config
 from darkarc.data.store import Store
-from darkarc.tracking import start_run
+from darkarc.tracking import RunTracker, start_run
 from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
 from darkarc.tuning.data_view import SearchView
 from darkarc.tuning.figures import draw_figures
 from darkarc.tuning.population import trial_id
+from darkarc.tuning.ray_session import a_ray
 from darkarc.tuning.study import Study, StudyError, load_study
 from darkarc.tuning.trial import Trainable, TrialSettings, make_trainable
 from darkarc.tuning.winner import no_search, winner_document, write_winner
@@ -29,9 +29,6 @@ WORK = Path(".darkarc/tune")
 """Where studies live: outside DVC's outputs, which it deletes before a stage runs."""
 
 BOOK = "book.jsonl"
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Trials map their pixels from the disk, so that Ray's object store holds next to nothing."""
-
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's CSV, JSON and TensorBoard loggers cap a cluster at 50-100 results a second.
@@ -43,6 +40,9 @@ ENVIRONMENT = {
     # The new output prints banners at every verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+Conclusion = TypeVar("Conclusion")
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -109,26 +109,60 @@ def run_study(
 ) -> StudyResult:
     """Run a study on the train and validation splits of a prepared store. Arguments as of `tune_stage`;
     `trainable` makes what Ray runs for each trial."""
+
+    def conclude(book: StudyBook, folder: Path, parent: RunTracker) -> StudyResult:
+        document = winner_document(config, study, book)
+        for path in draw_figures(study, book, folder / "figures"):
+            parent.log_artifact(path, "figures")
+        parent.log_dict(document, "winner.yaml")
+        return _result(book, document, parent.run_id)
+
+    return conduct(
+        config,
+        study,
+        prepared,
+        conclude,
+        work=work,
+        storage=storage,
+        resume=resume,
+        address=address,
+        progress=progress,
+        trainable=trainable,
+    )
+
+
+def conduct(
+    config: Config,
+    study: Study,
+    prepared: Store,
+    conclude: Callable[[StudyBook, Path, RunTracker], Conclusion],
+    *,
+    kind: str = "study",
+    work: Path = WORK,
+    storage: str | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    progress: bool = True,
+    trainable: Callable[[TrialSettings], Trainable] = make_trainable,
+) -> Conclusion:
+    """Run the trials of a study, then `conclude` (book, folder, the study's run): what that gives is
+    returned. The study's run is named after `kind`. Other arguments as of `run_study`."""
     view = SearchView.of(prepared, study.train_share, config.seed)
     identity = study_identity(config, study, view)
     folder = Path(os.path.abspath(work)) / f"{study.name}-{_digest(identity)}"
     _clear_the_way(folder, resume)
     with StudyBook(folder / BOOK, identity) as book:
-        tags = {"darkarc.kind": "study", "darkarc.study": study.name}
+        tags = {"darkarc.kind": kind, "darkarc.study": study.name}
         journal = folder / "parent.jsonl"
         with start_run(
-            config, name=f"study {study.name}", journal=journal, tags=tags, dataset=prepared
+            config, name=f"{kind} {study.name}", journal=journal, tags=tags, dataset=prepared
         ) as parent:
             parent.log_dict(study.dump(), "study.yaml")
             if not book.over:
-                with _environment(ENVIRONMENT), _ray(study, address):
+                with _environment(ENVIRONMENT), a_ray(study, address):
                     settings = TrialSettings(config.dump(), study.dump(), os.path.abspath(view.path))
                     _search(config, study, trainable(settings), book, parent, folder, storage, progress)
-            document = winner_document(config, study, book)
-            for path in draw_figures(study, book, folder / "figures"):
-                parent.log_artifact(path, "figures")
-            parent.log_dict(document, "winner.yaml")
-            result = _result(book, document, parent.run_id)
+            result = conclude(book, folder, parent)
         book.finish()
         if storage is None:
             shutil.rmtree(folder / "ray", ignore_errors=True)
@@ -165,7 +199,7 @@ def _search(
     study: Study,
     trainable: Trainable,
     book: StudyBook,
-    parent: Any,
+    parent: RunTracker,
     folder: Path,
     storage: str | None,
     progress: bool,
@@ -223,38 +257,6 @@ def _search(
 def _name(trial: Any) -> str:
     """The same however often the trial was lost: PB2 knows trials by their names."""
     return trial_id(trial.config["number"])
-
-
-@contextlib.contextmanager
-def _ray(study: Study, address: str | None) -> Iterator[None]:
-    """A Ray to run in: the one that is there, the cluster at `address`, or one of our own on the loopback."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address is not None:
-        ray.init(address=address, **quiet)
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if study.resources.cpus > cores:
-            raise StudyError(
-                f"resources.cpus: a trial wants {study.resources.cpus:g} cores, this machine has {cores}; "
-                "lower it, or give --address of a cluster"
-            )
-        wanted = math.ceil(study.concurrent * study.resources.cpus)
-        ray.init(
-            num_cpus=min(cores, wanted),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class TrialRuns:
         if number not in self._statuses:
             run = client.create_run(
                 self._experiment,
-                run_name=f"{self._study.name}-{number:04d}",
+                run_name=self._name(number),
                 tags={
                     PARENT_TAG: str(self._parent.run_id),
                     TRIAL_TAG: str(number),
@@ -146,14 +146,21 @@ class TrialRuns:
             self._statuses[number] = "RUNNING"
         return record.run_id
 
+    def _name(self, number: int) -> str:
+        labels = self._study.labels
+        return labels[number] if number < len(labels) else f"{self._study.name}-{number:04d}"
+
     def _params(self, record: TrialRecord) -> dict[str, Any]:
-        """Configuration of the trial; what a population mutates is a metric instead."""
+        """Configuration of the trial; what a population mutates is a metric instead, and so are epochs that a
+        timing decides."""
         flat = resolve(self._config, {**record.assignment, "train.epochs": self._study.budget.epochs}).flat()
-        mutated = self._study.space if self._study.is_population else ()
+        unknown = set(self._study.space) if self._study.is_population else set()
+        if self._study.budget.trial_seconds is not None:
+            unknown.add("train.epochs")
         return {
             f"cfg.{key}": value
             for key, value in flat.items()
-            if key.startswith(("model.", "train.")) and key not in mutated
+            if (key == "seed" or key.startswith(("model.", "train."))) and key not in unknown
         }
 
     def _send_all(self) -> None:

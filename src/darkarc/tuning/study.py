@@ -15,7 +15,7 @@ from darkarc.config import Config, ConfigError, Section
 from darkarc.tuning.metrics import METRICS, direction
 from darkarc.tuning.space import Assignment, Dimension, Value, active, as_list, corners, in_order, same
 
-AlgorithmName = Literal["random", "grid", "tpe", "gp", "cmaes", "nsga2"]
+AlgorithmName = Literal["random", "grid", "points", "tpe", "gp", "cmaes", "nsga2"]
 SchedulerName = Literal["none", "asha", "hyperband", "median", "pbt", "pb2"]
 SEARCHED_SECTIONS = ("model", "train")
 
@@ -27,6 +27,9 @@ class StudyError(ValueError):
 class Budget(Section):
     trials: int = Field(ge=1, description="configurations to try; of pbt and pb2 the population")
     epochs: int = Field(ge=1, description="of a trial that nothing stops")
+    trial_seconds: float | None = Field(
+        None, gt=0, description="a trial trains as many epochs (at most `epochs`) as take so long by a timing"
+    )
     seconds: float | None = Field(None, gt=0, description="the search ends after this; trials then stop")
 
 
@@ -67,6 +70,7 @@ class Study(Section):
     points: tuple[dict[str, Value], ...] = Field(
         (), description="tried first; a key that is left out has its value of params.yaml ({}: all of them)"
     )
+    labels: tuple[str, ...] = Field((), description="what the starting points are called in MLflow")
     keep_points: bool = Field(
         False, description="asha, median: starting points run to their end, so that no winner is worse"
     )
@@ -120,7 +124,7 @@ def parse_study(tree: Any, config: Config, origin: str = "study") -> Study:
     try:
         study = Study.model_validate(tree)
     except ValidationError as error:
-        raise StudyError(_explain(error, origin)) from error
+        raise StudyError(explain(error, origin, SECTIONS)) from error
     problems = [*_wrong_objectives(study, config), *_wrong_keys(study, config)]
     problems = problems or [*_wrong_conditions(study), *_wrong_values(study, config)]
     problems = problems or [*_wrong_points(study, config), *refusals(study, config)]
@@ -163,22 +167,26 @@ def _wrong_objectives(study: Study, config: Config) -> list[str]:
 
 
 def _wrong_keys(study: Study, config: Config) -> list[str]:
+    keys = [*study.space, *(key for point in study.points for key in point)]
+    return [f"space: {problem}" for key in dict.fromkeys(keys) if (problem := wrong_key(key, config))]
+
+
+def wrong_key(key: str, config: Config) -> str:
+    """Why the trials of a study cannot differ in this key of `params.yaml`; "" if they can."""
     flat = config.flat()
-    problems = []
-    for key in [*study.space, *(key for point in study.points for key in point)]:
-        if key not in flat:
-            near = difflib.get_close_matches(key, flat, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]}?" if near else "; see docs/parameters.md for every key"
-            problems.append(f"space: {key}: no such parameter{hint}")
-        elif key in ("train.epochs", "train.schedule"):
-            problems.append(f"space: {key}: cannot be searched; budget.epochs is the length of every trial")
-        elif key.partition(".")[0] not in SEARCHED_SECTIONS:
-            problems.append(
-                f"space: {key}: a search trains on one prepared store, so only "
-                f"{' and '.join(SEARCHED_SECTIONS)} can vary; change this key in params.yaml and run the "
-                "stages before `tune` again"
-            )
-    return list(dict.fromkeys(problems))
+    if key not in flat:
+        near = difflib.get_close_matches(key, flat, n=1, cutoff=0.6)
+        return f"{key}: no such parameter" + (
+            f"; did you mean {near[0]}?" if near else "; see docs/parameters.md for every key"
+        )
+    if key in ("train.epochs", "train.schedule"):
+        return f"{key}: cannot be searched; budget.epochs is the length of every trial"
+    if key.partition(".")[0] not in SEARCHED_SECTIONS:
+        return (
+            f"{key}: a search trains on one prepared store, so only {' and '.join(SEARCHED_SECTIONS)} can "
+            "vary; change this key in params.yaml and run the stages before `tune` again"
+        )
+    return ""
 
 
 def _wrong_conditions(study: Study) -> list[str]:
@@ -210,13 +218,13 @@ def _wrong_values(study: Study, config: Config) -> list[str]:
             for line in str(error).splitlines():
                 problems[f"space: {line.removeprefix('trial: ')}"] = None
             continue
-        for key, problem in _unknown_names(resolved).items():
+        for key, problem in unknown_names(resolved).items():
             problems[f"space: {key}: {problem}"] = None
     return list(problems)
 
 
-def _unknown_names(config: Config) -> dict[str, str]:
-    """Names that the configuration leaves to a registry."""
+def unknown_names(config: Config) -> dict[str, str]:
+    """Names that the configuration leaves to a registry, and which it does not have: key to problem."""
     from darkarc.models import BACKBONES, HEADS
 
     problems = {}
@@ -242,7 +250,9 @@ def _wrong_points(study: Study, config: Config) -> list[str]:
     return problems
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def explain(error: ValidationError, origin: str, sections: tuple[type[Section], ...]) -> str:
+    """One line a mistake in a file that these sections describe."""
+    known = [name for section in sections for name in section.model_fields]
     lines = []
     for item in error.errors():
         # Union branches are pydantic's, not the reader's.
@@ -251,7 +261,7 @@ def _explain(error: ValidationError, origin: str) -> str:
         ]
         key = ".".join(parts) or "(whole file)"
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], _known_keys(), n=1, cutoff=0.6)
+            near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.6)
             lines.append(f"{origin}: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
         elif item["type"] == "missing":
             lines.append(f"{origin}: {key}: is missing")
@@ -262,6 +272,4 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _known_keys() -> list[str]:
-    sections = (Study, Budget, Algorithm, Scheduler, Resources, Dimension)
-    return [name for section in sections for name in section.model_fields]
+SECTIONS = (Study, Budget, Algorithm, Scheduler, Resources, Dimension)

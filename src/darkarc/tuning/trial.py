@@ -18,6 +18,7 @@ from darkarc.tuning.metrics import calibration_error, million_parameters, worst
 from darkarc.tuning.population import values_at
 from darkarc.tuning.space import Assignment
 from darkarc.tuning.study import Study, resolve
+from darkarc.tuning.timing import clock, planned_epochs, threads
 
 MIN_REPORT_S = 1.0
 """Where no scheduler decides by them, reports of a trial come no closer than this."""
@@ -62,19 +63,28 @@ def _run(settings: TrialSettings, trial: dict[str, Any]) -> None:
     from darkarc.training import TrainingError, train
 
     study = Study.model_validate(settings.study)
-    torch.set_num_threads(max(1, int(study.resources.cpus)))
+    torch.set_num_threads(threads(study))
     assignment = values_at(study, trial) if study.is_population else trial["assignment"]
-    config = trial_config(configuration.parse(settings.config), study, assignment)
-    view = open_view(settings.prepared, study.train_share, config.seed)
+    base = configuration.parse(settings.config)
+    config = trial_config(base, study, assignment)
+    view = open_view(settings.prepared, study.train_share, base.seed)
     with tempfile.TemporaryDirectory(dir=os.getcwd(), prefix="training-") as scratch:
         reporter = _Reporter(study, view, Path(scratch))
-        row = reporter.go_on(config, trial["start"])
-        if study.is_population:
-            reporter.adopt(assignment, {key: trial[key] for key in study.space})
-            if trial["announce"] and row and tune.get_checkpoint() is None:
-                reporter.rows.append(row)
-                reporter.report(ended="")
         try:
+            found = _Found.of(trial["start"])
+            if study.budget.trial_seconds is not None:
+                reporter.planned = (
+                    found.planned if found else planned_epochs(config, view, study, reporter.scratch)
+                )
+                config = resolve(config, {"train.epochs": reporter.planned})
+            if found:
+                reporter.go_on(config, found)
+            if study.is_population:
+                reporter.adopt(assignment, {key: trial[key] for key in study.space})
+                if trial["announce"] and found and tune.get_checkpoint() is None:
+                    reporter.rows.append(found.row)
+                    reporter.report(ended="")
+            reporter.began = clock(study)
             train(
                 config, view, workdir=Path(scratch), tracker=NullTracker(), progress=False, on_epoch=reporter
             )
@@ -82,12 +92,44 @@ def _run(settings: TrialSettings, trial: dict[str, Any]) -> None:
             reporter.give_up(str(error))
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint to go on from: the state of the trial, name and files of its training's checkpoint."""
+
+    state: dict[str, Any]
+    name: str
+    files: dict[str, bytes]
+
+    @classmethod
+    def of(cls, start: str) -> "_Found | None":
+        """The checkpoint that Ray hands in, else the one at `start`, else none."""
+        from ray import tune
+
+        checkpoint = tune.get_checkpoint() or (tune.Checkpoint(start) if start else None)
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            content = {path.name: read_sealed(path) for path in Path(folder).iterdir() if path.is_dir()}
+        state = json.loads(content.pop("trial")["state.json"])
+        ((name, files),) = content.items()
+        return cls(state, name, files)
+
+    @property
+    def row(self) -> dict[str, float]:
+        """Of its last epoch."""
+        return dict(self.state["row"])
+
+    @property
+    def planned(self) -> int:
+        return int(self.row["planned_epochs"])
+
+
 @dataclass
 class _Reporter:
     """Collects epochs and reports them with a checkpoint where a decision is due.
 
     rows: epochs not yet reported; position and schedule: of a population, what it trains with now, and
-    with what since when.
+    with what since when; planned: epochs, where a timing decides; seconds: of training so far, by `clock`.
     """
 
     study: Study
@@ -98,8 +140,9 @@ class _Reporter:
     schedule: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: Path | None = None
     epoch: int = 0
+    planned: int = 0
     seconds: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    began: float = float("nan")
     reported: float = field(default_factory=time.monotonic)
 
     def __call__(self, end: Any) -> bool:
@@ -108,41 +151,29 @@ class _Reporter:
         due = end.is_last or self.epoch % self.study.report_interval == 0
         if self.study.scheduler.name == "none" and not end.is_last:
             due = due and time.monotonic() - self.reported >= MIN_REPORT_S
-        now = time.monotonic()
+        now = clock(self.study)
         self.seconds += now - self.began
-        self.began = now
         row = {**end.row, "train_seconds": self.seconds}
         row["million_parameters"] = million_parameters(end.regressor)
+        if self.planned:
+            row["planned_epochs"] = self.planned
         if due and "val_calibration" in self.study.objectives:
             row["val_calibration"] = calibration_error(end.regressor, self.view)
         self.rows.append(row)
         if due:
             ended = "early stopping" if end.stopped_early else "all epochs" if end.is_last else ""
             self.report(ended)
-        self.began = time.monotonic()
+        self.began = clock(self.study)
         return False
 
-    def go_on(self, config: Config, start: str) -> dict[str, float]:
-        """Take over the checkpoint that Ray hands in, else the one at `start`, else begin anew.
-
-        Returns the row of its last epoch.
-        """
-        from ray import tune
-
-        checkpoint = tune.get_checkpoint() or (tune.Checkpoint(start) if start else None)
-        if checkpoint is None:
-            return {}
+    def go_on(self, config: Config, found: _Found) -> None:
+        """Take over a checkpoint."""
         from darkarc.training import training_digest
 
-        with checkpoint.as_directory() as found:
-            content = {path.name: read_sealed(path) for path in Path(found).iterdir() if path.is_dir()}
-        state = json.loads(content.pop("trial")["state.json"])
-        ((name, files),) = content.items()
         folder = self.scratch / training_digest(config, self.view)[:16]
-        self.checkpoint = write_sealed(folder / name, files)
-        self.seconds, self.schedule = state["seconds"], state["schedule"]
-        self.epoch = int(state["row"]["epoch"])
-        return dict(state["row"])
+        self.checkpoint = write_sealed(folder / found.name, found.files)
+        self.seconds, self.schedule = found.state["seconds"], found.state["schedule"]
+        self.epoch = int(found.row["epoch"])
 
     def adopt(self, values: Assignment, position: dict[str, Any]) -> None:
         """Of a population: these values hold from here on."""

@@ -1,6 +1,5 @@
 """The winner of a study: which trial it is, the file that `train` reads, and how it is applied."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from darkarc.config import Config, ConfigError
+from darkarc.durable import write_file
 from darkarc.tuning.book import FINISHED, StudyBook, TrialRecord
 from darkarc.tuning.study import Study, StudyError, resolve
 
@@ -92,14 +92,7 @@ def no_search(config: Config) -> dict[str, Any]:
 
 def write_winner(document: Mapping[str, Any], path: str | Path) -> None:
     """Write the winner's file: complete or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(HEADER + yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_file(path, HEADER + yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True))
 
 
 def apply_winner(config: Config, path: str | Path) -> Config:
