@@ -232,22 +232,6 @@ def test_a_benchmark_trains_each_variant_as_train_would(
     assert len(client.search_runs(["1"])) == 9, "a benchmark that is over is not run again"
 
 
-def test_equal_seconds_give_the_wider_network_fewer_epochs(
-    prepared: Store, tiny_config: Config, tmp_path: Path, tracked: str, ray_here: None
-) -> None:
-    from mlflow import MlflowClient
-
-    axes = {"architecture": {"narrow": {"model.width": 0.25}, "wide": {"model.width": 4.0}}}
-    benchmark = parse_benchmark(tree(axes=axes, budget={"seconds": 1.5}, seeds=[0]), tiny_config)
-    table = run_benchmark(tiny_config, benchmark, prepared, tmp_path / "out", work=tmp_path, progress=False)
-    narrow, wide = sorted(table.rows, key=lambda row: row.mean("million_parameters"))
-    assert narrow.mean("epochs") > 1.5 * wide.mean("epochs")
-    assert 0.5 < narrow.mean("train_seconds") < 3.0
-    run = MlflowClient(tracked).search_runs(["1"], "attributes.run_name = 'narrow · seed 0'")[0]
-    assert run.data.metrics["planned_epochs"] == narrow.mean("epochs")
-    assert "cfg.train.epochs" not in run.data.params
-
-
 @pytest.mark.slow
 def test_a_killed_benchmark_goes_on_with_the_epochs_it_had_planned(
     prepared: Store, tiny_config: Config, tmp_path: Path, tracked: str

@@ -63,6 +63,9 @@ class StudyCallback(LoggerCallback):
         self._display.running.discard(number)
         if not self._book.trials[number].state:
             return  # it comes back
+        # Ray's averages of every number of a trial take more memory than all the rest of it.
+        trial.run_metadata.metric_analysis = {}
+        trial.run_metadata.metric_n_steps = {}
         self._drop_checkpoints(trial, 0 if not self._study.is_population else KEPT_CHECKPOINTS)
         self._runs.end(number)
 

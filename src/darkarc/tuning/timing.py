@@ -18,6 +18,8 @@ TIMING_SHARE = 0.1
 TIMING_EPOCHS = 4
 """What a timing takes at most."""
 
+WARM_UP_BATCHES = 2
+
 
 def clock(study: Study) -> float:
     """Seconds of a trial's own cores (CPU time over its threads), so that other programs on the machine
@@ -36,20 +38,34 @@ def planned_epochs(config: Config, view: SearchView, study: Study, scratch: Path
     """Epochs, validation and checkpoints included, that take `budget.trial_seconds`: at least one, at most
     `budget.epochs`.
 
-    Trains the first epochs and throws them away. The first one, which pays for what happens once, counts only
-    where there is no second.
+    Trains the first epochs and throws them away; before that an epoch of a few batches, for all that happens
+    only once in a process.
     """
+    assert study.budget.trial_seconds is not None
+    n_images = sum(split == "train" for split in view.samples["split"].to_pylist())
+    share = WARM_UP_BATCHES * config.train.batch_size / n_images
+    if share < 0.5:
+        _durations(config, SearchView.of(view, view.share * share, view.seed), 1, 0.0, study, scratch)
+    enough = TIMING_SHARE * study.budget.trial_seconds
+    durations = _durations(config, view, TIMING_EPOCHS, enough, study, scratch)
+    each = statistics.median(durations[1:] or durations)
+    return min(study.budget.epochs, max(1, int(study.budget.trial_seconds / each)))
+
+
+def _durations(
+    config: Config, view: SearchView, n_epochs: int, enough: float, study: Study, scratch: Path
+) -> list[float]:
+    """Seconds of each of the first epochs: as many as take `enough` together, but no more than `n_epochs`."""
     from darkarc.training import train
 
-    assert study.budget.trial_seconds is not None
     ends = [clock(study)]
 
     def stop(end: Any) -> bool:
         ends.append(clock(study))
-        return ends[-1] - ends[0] >= TIMING_SHARE * float(study.budget.trial_seconds or 0)
+        return ends[-1] - ends[0] >= enough
 
     train(
-        resolve(config, {"train.epochs": TIMING_EPOCHS}),
+        resolve(config, {"train.epochs": n_epochs}),
         view,
         workdir=scratch / "timing",
         tracker=NullTracker(),
@@ -57,6 +73,4 @@ def planned_epochs(config: Config, view: SearchView, study: Study, scratch: Path
         on_epoch=stop,
     )
     shutil.rmtree(scratch / "timing")
-    durations = [after - before for before, after in itertools.pairwise(ends)]
-    each = statistics.median(durations[1:] or durations)
-    return min(study.budget.epochs, max(1, int(study.budget.trial_seconds / each)))
+    return [after - before for before, after in itertools.pairwise(ends)]
