@@ -42,9 +42,11 @@ def a_ray(study: Study, address: str | None) -> Iterator[None]:
 
 def start_ray(n_cpus: int) -> None:
     """A Ray on the loopback, started again if a busy machine did not let it come up in time."""
+    import psutil
     import ray
 
     give_up_at = time.monotonic() + PATIENCE_S
+    before = psutil.Process().children()
     while True:
         try:
             ray.init(
@@ -58,5 +60,8 @@ def start_ray(n_cpus: int) -> None:
             return
         except Exception as error:
             ray.shutdown()
+            for left in psutil.Process().children():
+                if left not in before:
+                    left.kill()
             if time.monotonic() > give_up_at or "timed out during startup" not in str(error):
                 raise
