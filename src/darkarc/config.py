@@ -156,7 +156,7 @@ class ScheduleStep(Section):
 
 
 class TrainConfig(Section):
-    epochs: int = Field(36, ge=1)
+    epochs: int = Field(24, ge=1)
     members: int = Field(
         1, ge=1, le=64, description="trainings with seeds of their own that answer as one (deep ensemble)"
     )
@@ -176,7 +176,7 @@ class TrainConfig(Section):
     plateau_patience: int = Field(3, ge=0, description="plateau: epochs without gain before that")
     early_stopping: int = Field(0, ge=0, description="epochs without gain before training stops; 0: never")
     label_sigma_dex: float = Field(
-        0.02, gt=0, description="width of the soft histogram target, in units of the target"
+        0.008, gt=0, description="width of the soft histogram target, in units of the target"
     )
     class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
     auxiliary_weight: float = Field(
