@@ -6,7 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import unpickling
+
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+unpickling.watch()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_unpickles():
+    """No code of the package lets pickle call anything, whatever the test does."""
+    unpickling.found.clear()
+    yield
+    assert unpickling.found == []
 
 
 @pytest.fixture(autouse=True)
