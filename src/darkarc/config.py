@@ -228,6 +228,9 @@ class EvaluateConfig(Section):
     ood_images: int = Field(
         100, ge=0, description="images of each case that the regressor was not trained for; 0: no such check"
     )
+    floor_images: int = Field(
+        24, ge=0, description="test images whose exact posterior is computed, the information floor; 0: none"
+    )
 
 
 class RegisterConfig(Section):

@@ -17,6 +17,7 @@ from darkarc.config import Config, parse
 from darkarc.data.store import Store
 from darkarc.evaluation import EvaluationError, evaluate
 from darkarc.evaluation.evaluate import read_history
+from darkarc.evaluation.floor.beside import NAMES as FLOOR_NAMES
 from darkarc.evaluation.gallery import best_and_worst
 from darkarc.evaluation.metrics import score
 from darkarc.evaluation.predictions import predict_split, read_test_errors, split_rows, true_values
@@ -69,7 +70,9 @@ def test_numbers_are_those_of_an_exact_reader(evaluated: tuple[Path, dict[str, A
     assert metrics["n_test"] == 400 and metrics["n_scored"] == 300
     assert metrics["class_auc"] > 0.9
     assert metrics["published_best_mae_dex"] == 0.1262
-    assert metrics["warnings"] == [] and metrics["missing"] == []
+    assert metrics["warnings"] == []
+    assert [row["metric"] for row in metrics["missing"]] == ["floor_mae_dex"]
+    assert "only rounding limits it" in metrics["missing"][0]["reason"]
     assert sum(row["n"] for row in metrics["by_mass"]) == 300 and len(metrics["by_mass"]) == 5
     assert [row["n"] for row in metrics["by_tercile"]] == [100, 100, 100]
 
@@ -82,7 +85,8 @@ def test_the_file_holds_what_was_returned_and_only_finite_numbers(
     assert json.loads(text) == metrics
     assert "NaN" not in text and "Infinity" not in text
     scalars = [value for value in metrics.values() if not isinstance(value, list | dict)]
-    assert all(isinstance(value, int | float) for value in scalars)
+    assert all(isinstance(value, int | float) or value is None for value in scalars)
+    assert {name for name, value in metrics.items() if value is None} == set(FLOOR_NAMES)
 
 
 def test_every_file_is_there_and_nothing_else(evaluated: tuple[Path, dict[str, Any], Notebook]) -> None:

@@ -5,12 +5,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from darkarc.data.store import Store
 from darkarc.evaluation.metrics import LEVELS, Scores
 
+Floats = NDArray[np.float64]
+
 SIGNIFICANCE = 3.0
 """An alarm about a statistic needs this many of its standard errors."""
+
+RESAMPLES = 4000
+BEYOND_DOUBT = 0.9987
+"""Quantile of the bootstrap that has to be below zero: three standard deviations, one-sided."""
+SLACK = 0.05
+"""A regressor at the floor scatters about it by its bins' width: it is below from this share of it on."""
 
 
 def target_warnings(
@@ -59,6 +68,25 @@ def target_warnings(
                 f"interval: {kind}"
             )
     return found
+
+
+def floor_warnings(target: str, own: Floats, exact: Floats, seed: int) -> list[str]:
+    """The regressor errs less than exact posteriors of the same images do, beyond all chance.
+
+    own, exact: (M,) absolute errors of the regressor's and of the exact medians. A paired bootstrap, so
+    that what makes an image hard counts on both sides.
+    """
+    difference = own - exact
+    if len(difference) < 2 or difference.mean() > -SLACK * exact.mean():
+        return []
+    resampled = np.random.default_rng(seed).integers(len(difference), size=(RESAMPLES, len(difference)))
+    if np.quantile(difference[resampled].mean(axis=1), BEYOND_DOUBT) >= 0:
+        return []
+    return [
+        f"{target}: on {len(own)} test images the mean absolute error, {own.mean():.4f} dex, is below that "
+        f"of their exact posteriors, {exact.mean():.4f} dex. Nothing that sees the images alone can do that: "
+        "the regressor has seen the answers (leakage), or the images are not what their manifest says"
+    ]
 
 
 def leakage_warnings(store: Store) -> list[str]:

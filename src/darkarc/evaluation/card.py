@@ -14,7 +14,7 @@ from darkarc.evaluation.wording import (
 )
 from darkarc.models import QUANTILE_LEVELS, RegressorSpec
 
-BY_MASS = ("mae_dex", "bias_dex", "coverage_68", "coverage_90", "sharpness_dex")
+BY_MASS = ("mae_dex", "floor_mae_dex", "bias_dex", "coverage_68", "coverage_90", "sharpness_dex")
 
 
 def model_card(
@@ -97,9 +97,10 @@ def _by_mass(metrics: Mapping[str, Any]) -> list[str]:
     rows = metrics.get("by_mass", [])
     if not any(row["n"] for row in rows):
         return []
-    header = ("True value", "Images", *(MEANINGS[name][0] for name in BY_MASS))
+    names = [name for name in BY_MASS if name in rows[0]]
+    header = ("True value", "Images", *(MEANINGS[name][0] for name in names))
     body = [
-        (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(number(row[name], 3) for name in BY_MASS))
+        (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(number(row[name], 3) for name in names))
         for row in rows
     ]
     return ["### By true value", _table(header, body), BINNED_TRUTH]

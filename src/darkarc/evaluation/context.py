@@ -1,10 +1,15 @@
 """What was trained on what: the facts that a report and a model card state about data and regressor."""
 
+from pathlib import Path
+
 import pyarrow.compute as pc
 
 from darkarc.config import Config
 from darkarc.data.form import data_form
 from darkarc.data.store import Store
+
+FLOOR_CACHE = Path(".darkarc/floor")
+"""Where exact posteriors wait for the next evaluation of the same data."""
 
 
 def describe_data(store: Store) -> dict[str, str]:

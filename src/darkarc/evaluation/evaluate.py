@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from darkarc.config import TARGET_CLASS, Config
+from darkarc.config import DEFAULT_TARGET, TARGET_CLASS, Config
 from darkarc.data.form import data_form
 from darkarc.data.store import Store
 from darkarc.durable import sync
@@ -52,6 +52,8 @@ def evaluate(
     out: Path,
     tracker: "Tracker",
     history: "History | None" = None,
+    floor_cache: Path | None = None,
+    workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure a regressor on the test split and write the evidence into `out`; returns the metrics.
@@ -59,6 +61,7 @@ def evaluate(
     Writes `figures/*.png`, `plots/*.csv`, `by_mass.csv`, `test_predictions.parquet`, `report.html` and, last,
     `metrics.json`; logs the numbers (prefix `test/`), the figures and the report to the tracker.
     history: a row an epoch, for the learning curves (default: `out/history.csv` where training left it).
+    floor_cache, workers: where exact posteriors of these data are kept, and processes that compute them.
     Raises `EvaluationError` for an empty test split, images of another size or predictions that are no
     probability densities.
     """
@@ -74,6 +77,20 @@ def evaluate(
         progress=progress,
     )
     results = [_measure(config, prepared, predictions, target) for target in regressor.targets]
+    if DEFAULT_TARGET in predictions.scores:
+        from darkarc.evaluation.floor.report import add_floor
+
+        metrics_of = {result.target: result.metrics for result in results}
+        add_floor(
+            metrics_of[DEFAULT_TARGET],
+            prepared,
+            predictions,
+            config.evaluate.floor_images,
+            seed=config.seed,
+            cache=floor_cache,
+            workers=workers,
+            progress=progress,
+        )
     known = predictions.label >= 0
     labels, probability = predictions.label[known], predictions.class_probability[known]
     classes = score_classes(labels, probability)

@@ -46,6 +46,11 @@ def target_illustrations(
     """
     name = NAMES[target]
     line = " The dashed line is the best published MAE over all masses." if comparison.comparable else ""
+    if any(row.get("floor_mae_dex") is not None for row in metrics["by_mass"]):
+        line += (
+            " Squares are the information floor: the error of exact posteriors of some of the images, which "
+            "nothing that sees the images alone can undercut."
+        )
     return [
         _draw(
             f"prediction{suffix}",

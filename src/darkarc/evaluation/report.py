@@ -19,7 +19,16 @@ from darkarc.evaluation.wording import (
     with_error,
 )
 
-BY_MASS = ("mae_dex", "rmse_dex", "bias_dex", "nll", "coverage_68", "coverage_90", "sharpness_dex")
+BY_MASS = (
+    "mae_dex",
+    "floor_mae_dex",
+    "rmse_dex",
+    "bias_dex",
+    "nll",
+    "coverage_68",
+    "coverage_90",
+    "sharpness_dex",
+)
 TERCILES = ("coverage_50", "coverage_68", "coverage_90", "coverage_95", "pull_mean", "pull_std")
 
 
@@ -96,6 +105,12 @@ def _lead(metrics: Mapping[str, Any]) -> str:
     text = f"Mean absolute error <strong>{mae:.3f}{f' ± {error:.3f}' if error else ''} dex</strong>"
     if guess is not None:
         text += f" (a constant guess: {guess:.3f})"
+    if metrics.get("floor_mae_dex") is not None:
+        text += (
+            f"; the information floor is <strong>{metrics['floor_mae_dex']:.3f}</strong> dex, and on the "
+            f"same {metrics['floor_n_images']} images the regressor has {metrics['floor_ratio']:.2f} times "
+            "as much"
+        )
     inside = 100 * metrics["coverage_68"]
     text += f"; <strong>{inside:.1f}%</strong> of the true values lie inside the 68% interval"
     if metrics.get("class_auc") is not None:
@@ -147,6 +162,7 @@ def _section(target: str, metrics: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _binned(of: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    names = [name for name in names if name in rows[0]]
     header = (of, "Images", *(_short(name) for name in names))
     body = [(_range(row), str(row["n"]), *(_with_error(row, name) for name in names)) for row in rows]
     return _table(header, body, numeric=range(1, len(header)))

@@ -6,6 +6,7 @@ from typing import Any
 
 from darkarc.config import Config
 from darkarc.data.store import Store
+from darkarc.evaluation.context import FLOOR_CACHE
 from darkarc.evaluation.evaluate import evaluate
 from darkarc.models import load_regressor
 from darkarc.tracking import read_run, start_run
@@ -21,6 +22,8 @@ def evaluate_stage(
     run_file: Path,
     out: Path,
     work: Path = WORK,
+    floor_cache: Path | None = FLOOR_CACHE,
+    workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the regressor in `trained` on the test split of `prepared`; returns the metrics.
@@ -40,6 +43,15 @@ def evaluate_stage(
         dataset=store,
         context="evaluation",
     ) as tracker:
-        metrics = evaluate(config, regressor, store, out=out, tracker=tracker, progress=progress)
+        metrics = evaluate(
+            config,
+            regressor,
+            store,
+            out=out,
+            tracker=tracker,
+            floor_cache=floor_cache,
+            workers=workers,
+            progress=progress,
+        )
     shutil.rmtree(folder)
     return metrics

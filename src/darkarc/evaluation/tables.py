@@ -44,7 +44,10 @@ def by_mass_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def error_by_mass_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """The middle of each bin and its errors, one row a bin that has images."""
     filled = [{"truth": 0.5 * (row["low"] + row["high"]), **row} for row in rows if row["n"]]
-    return to_csv(["truth", "n", "mae_dex", "mae_dex_se", "rmse_dex", "bias_dex", "sharpness_dex"], filled)
+    floor = [name for name in ("floor_mae_dex", "floor_mae_dex_se") if filled and name in filled[0]]
+    return to_csv(
+        ["truth", "n", "mae_dex", "mae_dex_se", "rmse_dex", "bias_dex", "sharpness_dex", *floor], filled
+    )
 
 
 def coverage_csv(scores: Scores) -> str:

@@ -55,6 +55,18 @@ MEANINGS = {
         "",
         "share of strange images with a confident wrong mass and no flag, the worst case",
     ),
+    "floor_mae_dex": (
+        "Information floor",
+        "dex",
+        "mean absolute error of exact posteriors of some of the test images: nobody gets below it",
+    ),
+    "floor_expected_mae_dex": (
+        "Information floor, expected",
+        "dex",
+        "the error that those exact posteriors expect of themselves",
+    ),
+    "floor_same_images_mae_dex": ("MAE on the floor's images", "dex", "of the regressor's median"),
+    "floor_ratio": ("MAE over floor", "", "on the same images; 1 is the limit"),
     "published_best_mae_dex": ("Best published MAE", "dex", "on the same preset and noise form"),
 }
 

@@ -16,6 +16,7 @@ from darkarc.evaluation.style import (
     BLACK,
     BLUE,
     COLUMN_INCHES,
+    GREEN,
     GREY,
     SKY,
     VERMILLION,
@@ -123,6 +124,7 @@ def error_figure(
         middle, mae, yerr=errors, fmt="o", color=BLACK, markersize=3, elinewidth=0.9, capsize=1.5,
         label="mean (MAE)",
     )  # fmt: skip
+    _floor_points(axes, rows)
     if guess is not None:
         constant = [np.mean(np.abs(scores.truth[bins == index] - guess)) for index in chosen]
         axes.plot(middle, constant, color=GREY, linestyle=":", label="constant guess")
@@ -139,6 +141,19 @@ def error_figure(
     axes.set_ylabel("absolute error (dex)")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
+
+
+def _floor_points(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Errors of exact posteriors in the same bins, where they were computed."""
+    known = [row for row in rows if row.get("floor_mae_dex") is not None]
+    if known:
+        axes.errorbar(
+            [0.5 * (row["low"] + row["high"]) for row in known],
+            [row["floor_mae_dex"] for row in known],
+            yerr=[min(row["floor_mae_dex_se"] or 0.0, 0.9 * row["floor_mae_dex"]) for row in known],
+            fmt="s-", color=GREEN, markersize=3, linewidth=1.0, elinewidth=0.9, capsize=1.5,
+            label="information floor\n(MAE of exact posteriors)",
+        )  # fmt: skip
 
 
 def _plain_decades(axes: Axes) -> None:

@@ -1,6 +1,6 @@
 """The exact posterior of the axion mass of images whose noise is known: no regressor can do better."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -35,7 +35,6 @@ def exact_posterior(
     bins: int = 256,
     workers: int = 1,
     device: str = "cpu",
-    advance: Callable[[], object] | None = None,
 ) -> Posterior:
     """Posterior of log10 m, on the simulator's prior, of axion images (N, H, W) in the form that is stored.
 
@@ -43,25 +42,38 @@ def exact_posterior(
     it) the exposure are integrated out over their priors. That the lens is axion-like is taken as given.
     On a CPU the same image gives the same bits whatever stands beside it and however many processes
     (`workers`) there are; a GPU (`device`, one process) refines the lattices of many images abreast.
-    advance: called once an image, in order.
 
     Raises `NoFloor` for a form without noise and for images of another size.
     """
+    edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
+    rows = exact_densities(
+        images, preset, noise, distances=distances, bins=bins, workers=workers, device=device
+    )
+    density = np.array(list(rows)).reshape(-1, bins)
+    classes = np.zeros((len(density), len(CLASSES)))
+    classes[:, CLASSES.index("axion")] = 1.0
+    return Posterior(edges, density, classes, DEFAULT_TARGET)
+
+
+def exact_densities(
+    images: NDArray[np.generic] | Iterable[NDArray[np.generic]],
+    preset: str,
+    noise: str,
+    *,
+    distances: str = "deeplense",
+    bins: int = 256,
+    workers: int = 1,
+    device: str = "cpu",
+) -> Iterator[Floats]:
+    """The densities (bins,) of `exact_posterior`, one image after the other as they are ready."""
     reason = why_no_floor(preset, noise)
     if reason:
         raise NoFloor(reason)
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
-    rows = []
     checked = (_right_size(image, preset) for image in images)
     with _curves(checked, (preset, noise, distances, device), workers) as curves:
         for curve in curves:
-            rows.append(bin_density(curve, edges))
-            if advance is not None:
-                advance()
-    density = np.array(rows).reshape(-1, bins)
-    classes = np.zeros((len(rows), len(CLASSES)))
-    classes[:, CLASSES.index("axion")] = 1.0
-    return Posterior(edges, density, classes, DEFAULT_TARGET)
+            yield bin_density(curve, edges)
 
 
 def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
