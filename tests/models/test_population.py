@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.models.population import PopulationError, combine
+from darkarc.models.population import PopulationError, combine, join
+from darkarc.models.population_errors import fit_correlation
 from darkarc.models.posterior import Posterior
 
 EDGES = np.linspace(-24.0, -22.0, 513)
@@ -131,3 +132,83 @@ def test_no_lens_and_a_target_that_is_no_common_number_are_refused():
     other = Posterior(EDGES, gaussians(-23, 0.1).density, [[1.0, 0, 0]], "log10_subhalo_mass_msun")
     with pytest.raises(PopulationError, match="differs from lens to lens"):
         combine(other)
+
+
+def test_an_unknown_share_is_integrated_out():
+    """Against the sum over every assignment of the lenses, for three of them."""
+    lenses = gaussians([-23.3, -23.25, -22.4], [0.1, 0.08, 0.05], [0.9, 0.8, 0.6])
+    trained = 0.7
+    axion = lenses.class_probability[:, 0] / trained
+    other = (1 - lenses.class_probability[:, 0]) / (1 - trained)
+    total = np.zeros(512)
+    for bits in range(8):
+        chosen = [(bits >> k) & 1 for k in range(3)]
+        # Beta integral of f^k (1 - f)^(3 - k).
+        k = sum(chosen)
+        weight = [0.25, 1 / 12, 1 / 12, 0.25][k]
+        term = np.full(512, weight)
+        for n, is_axion in enumerate(chosen):
+            term = term * (axion[n] * lenses.density[n] / 0.5 if is_axion else other[n])
+        total += term
+    total /= total @ WIDTHS
+    found = join(lenses, axion_share="unknown", trained_share=trained)
+    np.testing.assert_allclose(found.posterior.density[0], total, rtol=2e-3, atol=1e-6)
+    assert 0.3 < found.share_quantile(0.5) < 0.9
+    assert join(lenses).share_quantile(0.5) is None
+
+
+def test_outliers_do_not_drag_a_population_whose_share_is_unknown():
+    rng = np.random.default_rng(0)
+    mass = np.concatenate([rng.normal(-23.2, 0.05, 30), rng.uniform(-24, -22, 10)])
+    lenses = gaussians(mass, 0.05, np.where(np.arange(40) < 30, 0.9, 0.6))
+    found = join(lenses, axion_share="unknown", trained_share=0.7)
+    low, high = found.posterior.interval(0.95)[0]
+    assert low < -23.2 < high and high - low < 0.06
+    assert found.share_quantile(0.16) < 0.75 < found.share_quantile(0.84) + 0.1
+    sure = combine(lenses, axion_share=1.0)
+    assert abs(sure.mean[0] + 23.2) > 2 * abs(found.posterior.mean[0] + 23.2)
+
+
+def test_correlated_errors_widen_a_population_to_its_design_effect():
+    lenses = gaussians(np.full(50, -23.0), 0.1)
+    joint = combine(lenses, correlation=0.1)
+    assert joint.std[0] == pytest.approx(0.1 * np.sqrt((1 + 49 * 0.1) / 50), rel=1e-2)
+    one = combine(lenses[:1], correlation=0.1)
+    np.testing.assert_allclose(one.density, lenses[:1].density, rtol=1e-12, atol=1e-300)
+    with pytest.raises(PopulationError, match="correlation"):
+        combine(lenses, correlation=1.5)
+
+
+@pytest.mark.parametrize(("common", "low", "high"), [(0.0, 0.0, 0.01), (0.3, 0.15, 0.5)])
+def test_the_correlation_is_found_and_mends_the_coverage(common, low, high):
+    """Errors of which a share is one smooth function of the mass, the same for all lenses there."""
+    sigma = 0.1
+    bias = np.random.default_rng(5).normal(0, 1, 200)
+    axis = np.linspace(-24, -22, 200)
+    bias = np.convolve(np.pad(bias, 40, mode="wrap"), np.hanning(41), mode="same")[40:-40]
+    bias *= sigma * np.sqrt(common) / bias.std()
+
+    def lenses(truth, rng):
+        own = rng.normal(0, sigma * np.sqrt(1 - common), len(truth))
+        return gaussians(truth + np.interp(truth, axis, bias) + own, sigma)
+
+    rng = np.random.default_rng(6)
+    truth = rng.uniform(-24, -22, 3000)
+    found = fit_correlation(lenses(truth, rng), truth, 0)
+    assert low <= found <= high
+
+    def coverage(correlation):
+        rng = np.random.default_rng(7)
+        inside = []
+        for _ in range(200):
+            mass = rng.uniform(-23.7, -22.3)
+            lower, upper = combine(lenses(np.full(30, mass), rng), correlation=correlation).interval(0.95)[0]
+            inside.append(lower <= mass <= upper)
+        return np.mean(inside)
+
+    assert coverage(found) > 0.9
+    assert common == 0.0 or coverage(0.0) < 0.7
+
+
+def test_a_small_calibration_split_fits_no_correlation():
+    assert fit_correlation(gaussians(np.full(50, -23.0), 0.1), np.full(50, -23.0), 0) is None

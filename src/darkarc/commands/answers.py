@@ -99,3 +99,44 @@ def predict(
     say(str(summary))
     if summary.n_unreadable == summary.n_images:
         fail(f"none of the {summary.n_images} images could be read; {out} gives each one's reason", 1)
+
+
+@verb("darkarc combine models:/axion-mass-regressor@champion my_lenses/ --out joint.json")
+def combine(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, an .onnx file, or a folder.")],
+    paths: Annotated[list[Path], typer.Argument(help=".npy, .npz, .fits, .h5, folders, stores.")],
+    out: Annotated[Path, typer.Option(help="The numbers (.json); the figure is put beside them.")] = Path(
+        "joint.json"
+    ),
+    axion_share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of these lenses, those that are axion-like: a number up to 1, `unknown` (integrated out) "
+            "or `trained` (as in training) [default: unknown, where the regressor knows its training].",
+        ),
+    ] = None,
+    keep_flagged: Annotated[
+        bool, typer.Option("--keep-flagged", help="Count images that look a little unlike the training's.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images predicted at once.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
+) -> None:
+    """Combine many lenses into one posterior of the mass of one particle."""
+    from darkarc.serving import load
+    from darkarc.serving.combine import combine_files, parse_share
+
+    found = combine_files(
+        load(model, device),
+        paths,
+        out,
+        axion_share=parse_share(axion_share),
+        batch_size=batch_size,
+        keep_flagged=keep_flagged,
+    )
+    low, high = found["interval_68"]
+    left_out = f" ({found['n_left_out']} left out)" if found["n_left_out"] else ""
+    said = found["limit"] or f"{found['median']:.3f}, 68% interval {low:.3f} to {high:.3f}"
+    say(f"{out}: log10(m / eV) from {found['n_lenses']} lenses{left_out}: {said}")
+    if "notice" in found:
+        say(f"  {found['notice']}")

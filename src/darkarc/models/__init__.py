@@ -4,7 +4,7 @@ from darkarc.models.backbones import BACKBONES, Backbone
 from darkarc.models.ensemble import Ensemble
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.novelty import RARE, VERY_RARE, Novelty
-from darkarc.models.population import PopulationError, combine
+from darkarc.models.population import Population, PopulationError, combine, join
 from darkarc.models.posterior import Posterior, PosteriorError
 from darkarc.models.preprocessing import StatisticsError
 from darkarc.models.recalibration import Recalibration
@@ -33,6 +33,7 @@ __all__ = [
     "Grid",
     "Head",
     "Novelty",
+    "Population",
     "PopulationError",
     "Posterior",
     "PosteriorError",
@@ -46,6 +47,7 @@ __all__ = [
     "as_image_batch",
     "build_regressor",
     "combine",
+    "join",
     "load_regressor",
     "read_sealed",
     "save_regressor",

@@ -1,6 +1,7 @@
 """Many lenses, one particle: the joint posterior of the axion mass."""
 
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,18 +11,64 @@ from darkarc.models.posterior import Posterior
 
 Floats = NDArray[np.float64]
 
+UNKNOWN: Literal["unknown"] = "unknown"
+SHARES = 100
+"""Points over which an unknown share of axion-like lenses is integrated."""
+
 
 class PopulationError(ValueError):
     """Posteriors that do not combine; the message says which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """What N lenses say about one particle.
+
+    posterior: of length 1. n: lenses. power: what the log-likelihood was multiplied by, 1 for exact lenses.
+    share, share_probability: (SHARES,) the share of axion-like lenses and its posterior, where it was
+        unknown; else None.
+    """
+
+    posterior: Posterior
+    n: int
+    power: float
+    share: Floats | None = None
+    share_probability: Floats | None = None
+
+    def share_quantile(self, q: float) -> float | None:
+        """Of the share of axion-like lenses; None where it was given."""
+        if self.share is None or self.share_probability is None:
+            return None
+        cumulative = np.concatenate([[0.0], np.cumsum(self.share_probability)])
+        return float(np.interp(q, cumulative, np.linspace(0, 1, SHARES + 1)))
 
 
 def combine(
     posterior: Posterior,
     *,
     prior: ArrayLike | None = None,
-    axion_share: float | None = None,
+    axion_share: float | Literal["unknown"] | None = None,
     trained_share: float | None = None,
+    correlation: float = 0.0,
 ) -> Posterior:
+    """The posterior of one particle mass shared by all N lenses, of length 1; see `join`."""
+    return join(
+        posterior,
+        prior=prior,
+        axion_share=axion_share,
+        trained_share=trained_share,
+        correlation=correlation,
+    ).posterior
+
+
+def join(
+    posterior: Posterior,
+    *,
+    prior: ArrayLike | None = None,
+    axion_share: float | Literal["unknown"] | None = None,
+    trained_share: float | None = None,
+    correlation: float = 0.0,
+) -> Population:
     """The posterior of one particle mass shared by all N lenses, the prior counted once.
 
     A lens i whose image d_i is axion-like with probability c_i, and whose posterior is q_i(m) if it is,
@@ -36,31 +83,59 @@ def combine(
     prior: (K,) density per unit of the target that the regressor was trained under; default: flat.
     axion_share: the share of axion-like lenses in *this* population. Default: the one of the training
         images, so that c_i is the regressor's own class probability. 1: every lens is axion-like (c_i = 1).
+        "unknown": integrated out, uniform between 0 and 1.
     trained_share: the share of axion-like images in training; needed to rescale c_i to another share,
         by Bayes' theorem: the odds of c_i are multiplied by the ratio of the two shares' odds.
+    correlation: of the errors that the regressor makes on different lenses of one mass
+        (`darkarc.models.population_errors`). N lenses are then worth N / (1 + (N - 1) correlation), and
+        the log-likelihood is multiplied by 1 / (1 + (N - 1) correlation). 0: exact posteriors.
 
-    Returns a `Posterior` of length 1; its `class_probability` is the mean over the lenses.
+    The mean of the class probabilities over the lenses is the joint posterior's.
     Raises `PopulationError`.
     """
     if posterior.target != DEFAULT_TARGET:
         raise PopulationError(
             f"{posterior.target} differs from lens to lens; only {DEFAULT_TARGET} is one number behind many"
         )
-    if len(posterior) == 0:
+    n = len(posterior)
+    if n == 0:
         raise PopulationError("expected the posteriors of at least one lens, found none")
+    if not 0 <= correlation <= 1:
+        raise PopulationError(f"correlation: expected a number in [0, 1], found {correlation!r}")
     log_prior = np.log(_prior(prior, posterior))
-    log_axion, log_other = _log_class(posterior, axion_share, trained_share)
     with np.errstate(divide="ignore"):
         log_ratio = np.log(posterior.density) - log_prior
-    log_likelihood = np.logaddexp(log_axion[:, None] + log_ratio, log_other[:, None])
-    log_joint = log_prior + log_likelihood.sum(axis=0)
-    best = log_joint.max()
-    if not np.isfinite(best):
-        _contradiction(log_likelihood, posterior.centres)
-    density = np.exp(log_joint - best)
-    density /= density @ posterior.widths
+    power = 1 / (1 + (n - 1) * correlation)
+    share = share_probability = None
+    if axion_share == UNKNOWN:
+        log_axion, log_other = _log_class_likelihood(posterior, trained_share)
+        share = (np.arange(SHARES) + 0.5) / SHARES
+        by_share = np.stack(
+            [
+                np.logaddexp(
+                    np.log(f) + log_axion[:, None] + log_ratio, np.log1p(-f) + log_other[:, None]
+                ).sum(axis=0)
+                for f in share
+            ]
+        )
+        log_joint = log_prior + power * by_share  # (SHARES, K)
+        if not np.isfinite(log_joint.max()):
+            _contradiction(
+                np.logaddexp(log_axion[:, None] + log_ratio, log_other[:, None]), posterior.centres
+            )
+    else:
+        log_axion, log_other = _log_class(posterior, axion_share, trained_share)
+        log_likelihood = np.logaddexp(log_axion[:, None] + log_ratio, log_other[:, None])
+        log_joint = (log_prior + power * log_likelihood.sum(axis=0))[None]
+        if not np.isfinite(log_joint.max()):
+            _contradiction(log_likelihood, posterior.centres)
+    weight = np.exp(log_joint - log_joint.max()) * posterior.widths
+    if share is not None:
+        share_probability = weight.sum(axis=1) / weight.sum()
+    density = weight.sum(axis=0) / weight.sum() / posterior.widths
     mean_class = posterior.class_probability.mean(axis=0, keepdims=True)
-    return Posterior(posterior.edges, density[None, :], mean_class, posterior.target)
+    joint = Posterior(posterior.edges, density[None, :], mean_class, posterior.target)
+    return Population(joint, n, power, share, share_probability)
 
 
 def _prior(prior: ArrayLike | None, posterior: Posterior) -> Floats:
@@ -75,31 +150,50 @@ def _prior(prior: ArrayLike | None, posterior: Posterior) -> Floats:
     return density / (density @ posterior.widths)
 
 
+def _axion_probability(posterior: Posterior) -> Floats:
+    index = CLASSES.index(TARGET_CLASS[posterior.target])
+    return np.clip(posterior.class_probability[:, index], 0.0, 1.0)
+
+
 def _log_class(
-    posterior: Posterior, axion_share: float | None, trained_share: float | None
+    posterior: Posterior, axion_share: float | str | None, trained_share: float | None
 ) -> tuple[Floats, Floats]:
     """log c_i and log(1 - c_i), (N,) each, for the share of axion-like lenses asked for."""
-    index = CLASSES.index(TARGET_CLASS[posterior.target])
-    axion = np.clip(posterior.class_probability[:, index], 0.0, 1.0)
+    axion = _axion_probability(posterior)
     other = 1.0 - axion
     if axion_share is not None:
-        if not 0 < axion_share <= 1:
-            raise PopulationError(f"axion_share: expected a share in (0, 1], found {axion_share!r}")
+        if isinstance(axion_share, str) or not 0 < axion_share <= 1:
+            raise PopulationError(
+                f"axion_share: expected a share in (0, 1], or {UNKNOWN!r}, found {axion_share!r}"
+            )
         if axion_share == 1:
             axion, other = np.ones_like(axion), np.zeros_like(axion)
-        elif trained_share is None or not 0 < trained_share < 1:
-            raise PopulationError(
-                f"axion_share {axion_share:g} needs trained_share, the share of axion images in training "
-                f"(between 0 and 1), found {trained_share!r}"
-            )
         else:
-            axion = axion * axion_share / trained_share
-            other = other * (1 - axion_share) / (1 - trained_share)
+            trained = _trained(trained_share, f"axion_share {axion_share:g}")
+            axion = axion * axion_share / trained
+            other = other * (1 - axion_share) / (1 - trained)
     elif trained_share is not None:
         raise PopulationError("trained_share is used only together with axion_share: give both or neither")
     total = axion + other
     with np.errstate(divide="ignore"):
         return np.log(axion / total), np.log(other / total)
+
+
+def _log_class_likelihood(posterior: Posterior, trained_share: float | None) -> tuple[Floats, Floats]:
+    """ln p(d_i | axion-like) and ln p(d_i | not), (N,) each, up to a constant of the image."""
+    trained = _trained(trained_share, f"axion_share {UNKNOWN!r}")
+    axion = _axion_probability(posterior)
+    with np.errstate(divide="ignore"):
+        return np.log(axion / trained), np.log((1 - axion) / (1 - trained))
+
+
+def _trained(trained_share: float | None, asker: str) -> float:
+    if trained_share is None or not 0 < trained_share < 1:
+        raise PopulationError(
+            f"{asker} needs trained_share, the share of axion images in training "
+            f"(between 0 and 1), found {trained_share!r}"
+        )
+    return trained_share
 
 
 def _contradiction(log_likelihood: Floats, centres: Floats) -> NoReturn:

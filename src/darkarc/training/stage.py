@@ -13,6 +13,7 @@ from darkarc.tracking import RunRecord, start_run, write_run
 from darkarc.training.engine import TrainResult
 from darkarc.training.fingerprint import training_digest
 from darkarc.training.fit_novelty import fit_novelty
+from darkarc.training.fit_population import fit_population
 from darkarc.training.members import train_members
 from darkarc.training.recalibrate import recalibrate
 
@@ -44,6 +45,7 @@ def train_stage(
         tracker.log_params({"best_epoch": result.best_epoch, "stopped_early": result.stopped_early})
         tracker.log_metrics(recalibrate(config, result.regressor, store), step=result.best_epoch)
         fit_novelty(config, result.regressor, store)
+        tracker.log_metrics(fit_population(config, result.regressor, store), step=result.best_epoch)
         save_regressor(result.regressor, out)
         write_file(history, _table(result.history))
         tracker.log_artifact(history)

@@ -1,0 +1,198 @@
+"""`darkarc combine`: many lenses, one particle: the joint posterior of the axion mass behind image files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from darkarc.config import DEFAULT_TARGET
+from darkarc.data.readers import iter_images
+from darkarc.durable import write_file
+from darkarc.models import Population, PopulationError, Posterior, Regressor, join
+from darkarc.models.flags import Reference, limits, unlikeness
+from darkarc.models.population import UNKNOWN
+from darkarc.models.population_errors import KEY
+from darkarc.serving.onnx_regressor import OnnxRegressor
+from darkarc.serving.predict import UNREADABLE, name_of
+
+LEVELS = (0.68, 0.95)
+MOST_NAMED = 1000
+"""Lenses left out that the document names; all of them count."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lenses:
+    """The posteriors of the N images that count, and the names and reasons of those that do not."""
+
+    names: list[str]
+    posterior: Posterior
+    left_out: list[tuple[str, str]]
+
+
+def read_lenses(
+    regressor: Regressor | OnnxRegressor,
+    paths: Sequence[str | Path],
+    *,
+    batch_size: int = 64,
+    keep_flagged: bool = False,
+) -> Lenses:
+    """Predict every image under `paths`; what `predict` withholds or flags as unlike training is left out.
+
+    Two kilobytes a lens are kept. Raises `PopulationError` if no lens is left.
+    """
+    if DEFAULT_TARGET not in regressor.targets:
+        raise PopulationError(f"this regressor knows {', '.join(regressor.targets)}, not {DEFAULT_TARGET}")
+    reference = Reference(regressor.spec.statistics, regressor.shape)
+    items, names, left_out = iter_images(paths), [], []
+    parts: list[Posterior] = []
+    while chunk := list(islice(items, batch_size)):
+        readable = []
+        for item in chunk:
+            if item.image is None:
+                left_out.append((name_of(item), UNREADABLE + (item.error or "no image")))
+            elif wrong := reference.wrong_shape(item.image.shape):
+                left_out.append((name_of(item), wrong))
+            else:
+                readable.append((name_of(item), np.asarray(item.image, np.float32)))
+        if not readable:
+            continue
+        images = np.stack([image for _, image in readable])
+        seen = reference.judge(images)
+        posterior = regressor.predict(images, target=DEFAULT_TARGET, batch_size=len(images))
+        kept = []
+        verdicts = zip(readable, seen, unlikeness(posterior), strict=True)
+        for k, ((name, _), pixels, answer) in enumerate(verdicts):
+            flag = "; ".join(v.flag for v in (pixels, answer) if v.flag)
+            if pixels.withheld or answer.withheld or (flag and not keep_flagged):
+                left_out.append((name, flag))
+            else:
+                names.append(name)
+                kept.append(k)
+        parts.append(posterior[np.array(kept, dtype=np.intp)])
+    if not names:
+        reasons = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        raise PopulationError(f"no usable lens under {', '.join(map(str, paths))}{reasons}")
+    whole = Posterior(
+        parts[0].edges,
+        np.concatenate([part.density for part in parts]),
+        np.concatenate([part.class_probability for part in parts]),
+        DEFAULT_TARGET,
+    )
+    return Lenses(names, whole, left_out)
+
+
+def combine_files(
+    regressor: Regressor | OnnxRegressor,
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    axion_share: float | Literal["unknown", "trained"] | None = None,
+    batch_size: int = 64,
+    keep_flagged: bool = False,
+) -> dict[str, Any]:
+    """The joint posterior of the lenses under `paths`; writes `out` (JSON) and its figure, `out` as .png.
+
+    axion_share: share of axion-like lenses among these: a number, "unknown" (integrated out), "trained" (as
+        in training). Default: "unknown" where the regressor knows its training share, else "trained".
+
+    The regressor's own correlation of errors (`darkarc.models.population_errors`) keeps large populations
+    honest; for a regressor without one, and more than one lens, the document says that none was applied.
+    Raises `PopulationError`.
+    """
+    from darkarc.serving.combine_figure import combine_figure
+
+    known = regressor.spec.statistics.get(KEY, {})
+    trained = known.get("axion_share")
+    share = axion_share if axion_share is not None else (UNKNOWN if trained else "trained")
+    if share == UNKNOWN and not trained:
+        raise PopulationError(
+            "this regressor does not know the share of axion-like images in its training: give --axion-share "
+            "as a number or as trained, or train it again"
+        )
+    lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged)
+    correlation = float(known.get("correlation", 0.0))
+    options: dict[str, Any] = {"correlation": correlation}
+    if share != "trained":
+        options |= {"axion_share": share, "trained_share": trained if share != 1 else None}
+    steps = growing(len(lenses.names))
+    found = {n: join(lenses.posterior[:n], **options) for n in steps}
+    document = describe(lenses, found, share)
+    document["correlation"] = known.get("correlation")
+    if "correlation" not in known:
+        document["notice"] = (
+            "this regressor has no fitted correlation of errors: the interval of many lenses may be too "
+            "narrow"
+        )
+    write_file(out.with_suffix(".png"), combine_figure(lenses.posterior, found))
+    write_file(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return document
+
+
+def parse_share(text: str | None) -> float | Literal["unknown", "trained"] | None:
+    """`--axion-share` as typed. Raises `PopulationError`."""
+    if text is None:
+        return None
+    if text == "unknown":
+        return "unknown"
+    if text == "trained":
+        return "trained"
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share <= 1:
+        raise PopulationError(
+            f"--axion-share: expected a number in (0, 1], unknown or trained, found {text!r}"
+        )
+    return share
+
+
+def growing(n: int) -> list[int]:
+    """1, 2, 3, 5, 10, 20, 30, 50, ... and n."""
+    steps = [a * 10**k for k in range(12) for a in (1, 2, 3, 5)]
+    return [*(step for step in steps if step < n), n]
+
+
+def describe(lenses: Lenses, found: dict[int, Population], share: float | str) -> dict[str, Any]:
+    """What the JSON file holds, but for what is known about the regressor."""
+    last = found[len(lenses.names)]
+    joint = last.posterior
+    limit = limits(joint)[0]
+    return {
+        "target": joint.target,
+        "n_lenses": last.n,
+        "n_left_out": len(lenses.left_out),
+        **numbers(joint),
+        "kind": kind_of(limit),
+        "limit": limit,
+        "axion_share": {
+            "assumed": share,
+            **{f"q{100 * q:02.0f}": last.share_quantile(q) for q in (0.05, 0.16, 0.5, 0.84, 0.95)},
+        },
+        "power": last.power,
+        "by_number": [{"n": n, **numbers(one.posterior)} for n, one in found.items()],
+        "edges": joint.edges.tolist(),
+        "density": joint.density[0].tolist(),
+        "lenses": lenses.names[:MOST_NAMED],
+        "left_out": [{"path": name, "reason": why} for name, why in lenses.left_out[:MOST_NAMED]],
+    }
+
+
+def numbers(joint: Posterior) -> dict[str, Any]:
+    """Median, mean, deviation and intervals of a posterior of length 1."""
+    intervals = {f"interval_{100 * level:.0f}": joint.interval(level)[0].tolist() for level in LEVELS}
+    return {
+        "median": float(joint.median[0]),
+        "mean": float(joint.mean[0]),
+        "std": float(joint.std[0]),
+        **intervals,
+    }
+
+
+def kind_of(limit: str) -> str:
+    """`measurement`, `upper limit`, `lower limit` or `no constraint`."""
+    return limit.partition(":")[0] or "measurement"

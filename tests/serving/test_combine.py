@@ -1,0 +1,108 @@
+"""`darkarc combine` on files: what counts, what is left out, what it says and draws."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from darkarc.cli import app
+from darkarc.models import PopulationError, Posterior, combine, save_regressor
+from darkarc.serving.combine import combine_files, growing, kind_of, parse_share, read_lenses
+from darkarc.simulation import simulate
+
+N = 6
+
+
+@pytest.fixture
+def population(regressor, tmp_path):
+    """Files of one particle, one that is no image and one far from the training."""
+    images = simulate("model_iii", log10_mass_ev=np.full(N, -23.4), noise="physical", seed=3)
+    folder = tmp_path / "lenses"
+    folder.mkdir()
+    for n, image in enumerate(images):
+        np.save(folder / f"lens_{n}.npy", image.astype(np.float32))
+    np.save(folder / "x_bright.npy", (50 * images[0]).astype(np.float32))
+    (folder / "y_torn.npy").write_bytes(b"\x93NUMPY\x01")
+    return folder, images.astype(np.float32)
+
+
+def test_usable_lenses_count_and_the_others_are_named(regressor, population, tmp_path):
+    folder, images = population
+    out = tmp_path / "joint.json"
+    found = combine_files(regressor, [folder], out, batch_size=4, axion_share="trained")
+    assert json.loads(out.read_text()) == found
+    assert found["n_lenses"] == N and found["n_left_out"] == 2
+    left_out = {entry["path"].rpartition("/")[2]: entry["reason"] for entry in found["left_out"]}
+    assert set(left_out) == {"x_bright.npy", "y_torn.npy"}
+    assert "not readable" in left_out["y_torn.npy"] and "outside training range" in left_out["x_bright.npy"]
+    expected = combine(regressor.predict(images))
+    np.testing.assert_allclose(found["density"], expected.density[0], rtol=1e-4)
+    assert found["interval_68"] == pytest.approx(expected.interval(0.68)[0].tolist(), abs=1e-5)
+    assert [row["n"] for row in found["by_number"]] == [1, 2, 3, 5, 6]
+    assert "no fitted correlation" in found["notice"] and found["power"] == 1.0
+    assert (tmp_path / "joint.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_regressor_knows_of_populations_is_used(make_regressor, population, tmp_path):
+    folder, _ = population
+    regressor = make_regressor()
+    plain = combine_files(regressor, [folder], tmp_path / "a.json", axion_share=1.0)
+    known = {"axion_share": 0.75, "correlation": 0.2, "n": 700}
+    regressor.spec = replace(regressor.spec, statistics={**regressor.spec.statistics, "population": known})
+    save_regressor(regressor, tmp_path / "model")
+    said = json.loads((tmp_path / "model" / "regressor.json").read_text())["statistics"]["population"]
+    assert said == known
+    wide = combine_files(regressor, [folder], tmp_path / "b.json", axion_share=1.0)
+    assert wide["power"] == pytest.approx(1 / (1 + 5 * 0.2)) and "notice" not in wide
+    assert wide["std"] > plain["std"]
+    unknown = combine_files(regressor, [folder], tmp_path / "c.json")
+    assert unknown["axion_share"]["assumed"] == "unknown" and 0 < unknown["axion_share"]["q50"] < 1
+
+
+def test_flagged_images_are_left_out_unless_asked_for(regressor, population, monkeypatch):
+    folder, images = population
+    np.save(folder / "w_wide.npy", images[0] + np.float32(0.02))
+    strict = read_lenses(regressor, [folder])
+    lenient = read_lenses(regressor, [folder], keep_flagged=True)
+    assert len(lenient.names) >= len(strict.names) == N
+    assert {name for name, _ in lenient.left_out} <= {name for name, _ in strict.left_out}
+
+
+def test_no_lens_and_wrong_shares_are_refused(regressor, tmp_path):
+    (tmp_path / "torn.npy").write_bytes(b"no")
+    with pytest.raises(PopulationError, match=r"no usable lens.*torn\.npy"):
+        combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.json")
+    with pytest.raises(PopulationError, match="does not know the share"):
+        combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.json", axion_share="unknown")
+    for text in ("0", "1.5", "many"):
+        with pytest.raises(PopulationError, match=r"a number in \(0, 1\], unknown or trained"):
+            parse_share(text)
+    assert (parse_share("0.5"), parse_share("trained"), parse_share(None)) == (0.5, "trained", None)
+
+
+def test_kinds_and_growing_numbers():
+    assert kind_of("lower limit: above -22.50 at 95%") == "lower limit"
+    assert kind_of("") == "measurement"
+    assert growing(1) == [1] and growing(100) == [1, 2, 3, 5, 10, 20, 30, 50, 100]
+
+
+def test_a_limit_is_said_on_the_command_line(regressor, population, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    folder, _ = population
+    save_regressor(regressor, tmp_path / "model")
+    edges = np.linspace(-24, -22, 65)
+    density = np.where(edges[:-1] > -22.6, 1.0, 1e-9)
+
+    def heavy(self, images, *, target=None, batch_size=256):
+        rows = np.tile(density / (density @ np.diff(edges)), (len(images), 1))
+        return Posterior(edges, rows, np.tile([0.9, 0.05, 0.05], (len(images), 1)), "log10_axion_mass_ev")
+
+    monkeypatch.setattr(type(regressor), "predict", heavy)
+    result = CliRunner().invoke(
+        app, ["combine", str(tmp_path / "model"), str(folder), "--out", str(tmp_path / "j.json")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "from 6 lenses (2 left out): lower limit: above -22.5" in result.output
+    assert json.loads((tmp_path / "j.json").read_text())["kind"] == "lower limit"
