@@ -86,7 +86,7 @@ def test_the_file_holds_what_was_returned_and_only_finite_numbers(
     assert "NaN" not in text and "Infinity" not in text
     scalars = [value for value in metrics.values() if not isinstance(value, list | dict)]
     assert all(isinstance(value, int | float) or value is None for value in scalars)
-    assert {name for name, value in metrics.items() if value is None} == set(FLOOR_NAMES)
+    assert {name for name, value in metrics.items() if value is None} >= set(FLOOR_NAMES)
 
 
 def test_every_file_is_there_and_nothing_else(evaluated: tuple[Path, dict[str, Any], Notebook]) -> None:

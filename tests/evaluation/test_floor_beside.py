@@ -80,7 +80,9 @@ class Fixed:
 
 
 def evaluated(store: Store, regressor: Fixed, cache: Path, out: Path, **section: int) -> dict:
-    config = parse({"evaluate": {"mass_bins": 4, "examples": 1, "floor_images": N, **section}})
+    config = parse(
+        {"evaluate": {"mass_bins": 4, "examples": 1, "floor_images": N, "ood_images": 0, **section}}
+    )
     return evaluate(config, regressor, store, out=out, tracker=NullTracker(), floor_cache=cache)
 
 
