@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from darkarc.serving import OnnxError, OnnxRegressor
 from darkarc.serving.onnx_file import SPEC_KEY, read_onnx
+from darkarc.serving.onnx_seal import seal
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ class TestNotOurs:
 
     def test_graph_that_does_not_compute(self, refused, model):
         model.graph.node[5].input[0] = "nowhere"
-        refused(model, "ONNX Runtime refuses it")
+        refused(seal(model), "ONNX Runtime refuses it")
 
 
 def test_answers_only_for_images_of_its_shape(onnx_path):

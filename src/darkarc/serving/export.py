@@ -14,6 +14,7 @@ from torch import Tensor
 from darkarc.models import QUANTILE_LEVELS, Posterior, Prediction, Regressor, RegressorSpec
 from darkarc.serving.onnx_file import INPUT, SPEC_KEY, OnnxError, outputs_of
 from darkarc.serving.onnx_regressor import OnnxRegressor
+from darkarc.serving.onnx_seal import seal
 from darkarc.simulation import draw_scenes, render
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def export_onnx(
     model = _trace(regressor, opset)
     _strip(model)
     _describe(model, regressor)
-    content = model.SerializeToString(deterministic=True)
+    content = seal(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from darkarc.config import ModelConfig
 from darkarc.models import QUANTILE_LEVELS, Prediction, RegressorSpec
+from darkarc.serving.onnx_seal import is_whole
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -50,6 +51,11 @@ def read_onnx(path: str | Path, *, max_bytes: int = MAX_BYTES) -> OnnxFile:
     _check_graph(path, model)
     spec = _read_spec(path, model)
     _check_signature(path, model, spec)
+    if not is_whole(model, content):
+        raise OnnxError(
+            f"{path}: not the bytes that `darkarc export` sealed: the file was damaged or changed. Copy or "
+            "export it again"
+        )
     return OnnxFile(path, content, spec)
 
 
