@@ -194,6 +194,7 @@ class TrainConfig(Section):
     freeze_norm: float = Field(
         0.3, ge=0, le=1, description="share of the epochs, the last ones, with fixed batch-norm statistics"
     )
+    sanity: bool = Field(True, description="before a long training, a few images must be learnt by heart")
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     on_nonfinite: Literal["stop", "rollback"] = Field(
         "stop", description="a loss that is not finite stops, or goes back to the checkpoint at a lower rate"

@@ -20,7 +20,14 @@ from darkarc.simulation.counter import hash_indices
 from darkarc.tracking.tracker import Tracker
 from darkarc.training.assembly import TrainingError, new_regressor
 from darkarc.training.averaging import WeightAverage, freeze_norms
-from darkarc.training.checkpoints import Learner, Progress, restore_checkpoint, save_checkpoint, to_cpu
+from darkarc.training.checkpoints import (
+    Learner,
+    Progress,
+    newest_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+    to_cpu,
+)
 from darkarc.training.display import Display, Silent, Terminal
 from darkarc.training.fingerprint import environment, training_digest
 from darkarc.training.interruption import StopRequest, TrainingInterrupted
@@ -33,6 +40,8 @@ from darkarc.training.objectives import (
     validate,
 )
 from darkarc.training.optimisers import build_optimiser, learning_rate
+from darkarc.training.sanity import BATCH as SANITY_BATCH
+from darkarc.training.sanity import LONG_TRAINING_STEPS, learn_one_batch
 from darkarc.training.schedule import EpochEnd, EpochHook, replay
 
 PRIOR_TOLERANCE_NATS = 0.3
@@ -102,6 +111,9 @@ def train(
         if progress:
             display = stack.enter_context(Terminal(plan.n_steps, config.train.epochs))
         _check_prior(regressor, held_out, config.train)
+        if config.train.sanity and plan.n_steps >= LONG_TRAINING_STEPS and newest_checkpoint(folder) is None:
+            few = torch.arange(min(SANITY_BATCH, len(held_out)), device=device)
+            learn_one_batch(regressor, held_out.batch(few), config.train)
         if config.train.auxiliary_weight > 0 and not bool(held_out.auxiliary.isfinite().any()):
             display.say(
                 "train.auxiliary_weight changes nothing: the table knows neither source_x_arcsec and "
