@@ -118,12 +118,24 @@ class ModelConfig(Section):
     normalisation: Literal["image", "dataset"] = Field(
         "dataset", description="standardise by each image's own mean and deviation, or by the train split's"
     )
-    stretch: Literal["none", "asinh"] = Field(
+    background: Literal["none", "border_median"] = Field(
+        "none", description="what becomes nought: that mean, or the median of each image's outermost pixels"
+    )
+    stretch: Literal["none", "asinh", "log", "sqrt"] = Field(
         "none", description="compression of the bright arc, after standardisation"
     )
     lens_residual: Literal["auto", "none", "compact", "bare", "both"] = Field(
         "auto",
         description="smooth lens whose residual stands beside the image; auto: compact if it is known",
+    )
+    stretch_scale: float = Field(
+        1.0, gt=0, description="deviations above nought from which on the stretch compresses"
+    )
+    residual: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="one more channel: what so many principal components of smooth lenses leave; 0: none",
     )
     head: Literal["binned", "gaussian"] = "binned"
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
@@ -144,6 +156,9 @@ SCHEDULABLE = (
     "train.class_weight",
     "train.gradient_clip",
     "train.dihedral",
+    "train.rotation",
+    "train.shift_pixels",
+    "train.noise_augmentation",
 )
 """Keys that may change between epochs: none changes the shape of a weight or the order of the data."""
 
@@ -204,6 +219,15 @@ class TrainConfig(Section):
     dihedral: Literal["none", "half_turn", "flips", "full"] = Field(
         "half_turn",
         description="drawn a sample and epoch: half turns keep lens and source, the 4 flips the lens",
+    )
+    rotation: float = Field(
+        0.0, ge=0, le=180, description="largest angle in degrees that images are turned by, bilinear"
+    )
+    shift_pixels: int = Field(
+        0, ge=0, le=64, description="largest shift of images along each axis, whole pixels"
+    )
+    noise_augmentation: float = Field(
+        0.0, ge=0, description="largest extra noise, PSF-smoothed, in units of the instrument's background's"
     )
     schedule: tuple[ScheduleStep, ...] = Field(
         (), description="changes of parameters between epochs, as a population search (pbt, pb2) finds them"

@@ -12,9 +12,10 @@ from darkarc.config import CLASSES, Config, parse
 from darkarc.data.auxiliary import auxiliary_truths
 from darkarc.data.batches import BatchError, ImageSource
 from darkarc.data.generate import generate
-from darkarc.data.online import OnlineSource, class_of, train_source
+from darkarc.data.online import OnlineSource, class_of
 from darkarc.data.prepare import prepare
 from darkarc.data.store import Store
+from darkarc.data.train_images import TrainImages
 from darkarc.simulation import PRESETS, noise_moments, simulate
 from tests.training.conftest import write_prepared
 
@@ -127,11 +128,11 @@ def _scene_keys(source: OnlineSource, epoch: int, indices: torch.Tensor) -> torc
 
 
 def test_the_source_is_what_the_configuration_says(prepared: Store) -> None:
-    online = train_source(config(), prepared, "cpu")
-    stored = train_source(config(data={"source": "simulated"}), prepared, "cpu")
+    online = TrainImages.of(config(), prepared, "cpu").source
+    stored = TrainImages.of(config(data={"source": "simulated"}), prepared, "cpu").source
     assert isinstance(online, OnlineSource) and isinstance(stored, ImageSource)
     assert len(online) == len(stored) == int((np.asarray(prepared.samples["split"]) == "train").sum())
-    assert len(train_source(config(data={"epoch_images": 17}), prepared, "cpu")) == 17
+    assert len(TrainImages.of(config(data={"epoch_images": 17}), prepared, "cpu").source) == 17
     order = torch.tensor([3, 1, 2])
     ((indices, first), (_, second)) = stored.batches(9, order, 2)
     assert torch.equal(indices, order[:2]) and torch.equal(first.images, stored.batch(order[:2]).images)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from darkarc.config import Config
+from darkarc.data.augmentation import Augmentation
 from darkarc.data.batches import Batch, ImageSource
 from darkarc.data.store import Store
 from darkarc.models import load_regressor, save_regressor
@@ -126,7 +127,7 @@ def test_truths_are_augmented_with_their_images(lenses: Store, settings: Setting
     source = ImageSource(lenses, "train", config.targets)
     indices = torch.arange(40)
     fresh = source.batch(indices)
-    turned = engine.augmented(fresh, indices, config.train, 0, 3)
+    turned = Augmentation.of(config, lenses)(fresh, indices, 3)
     radius = [batch.auxiliary[:, :2].norm(dim=1) for batch in (fresh, turned)]
     assert torch.allclose(*radius, rtol=1e-6)
     moved = (turned.images != fresh.images).flatten(1).any(dim=1)

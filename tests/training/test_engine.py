@@ -123,6 +123,8 @@ FLAT = {"epochs": 4, "policy": "plateau", "learning_rate": 1e-30, "plateau_patie
         (BASE, {"freeze_norm": 1.0}),
         (BASE, {"dihedral": "none"}),
         (BASE, {"dihedral": "full"}),
+        (BASE, {"rotation": 5.0}),
+        (BASE, {"shift_pixels": 1}),
         (FLAT, {"plateau_factor": 0.7}),
         (FLAT, {"plateau_patience": 2}),
         (FLAT, {"early_stopping": 1}),

@@ -5,10 +5,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from darkarc.config import Config
+from darkarc.data.batches import BatchError
 from darkarc.data.generate import generate
 from darkarc.data.online import OnlineSource
 from darkarc.data.prepare import prepare
@@ -22,7 +24,7 @@ MODEL = {"width": 0.25, "bins": 32, "dropout": 0.1}
 
 
 def config(**tree: Any) -> Config:
-    return online_config(train=TRAIN, model=MODEL, **tree)
+    return online_config(**({"train": TRAIN, "model": MODEL} | tree))
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,49 @@ def test_every_key_of_the_source_names_another_training(prepared: Store) -> None
     assert training_digest(stored, prepared) == training_digest(
         config(data={"source": "simulated", "epoch_images": 5}, simulate={"n_cdm": 99}), prepared
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": TRAIN | {"epochs": 1, "noise_augmentation": 3.0}},
+        {"train": TRAIN | {"epochs": 1, "rotation": 4.0, "shift_pixels": 2}},
+        {"model": MODEL | {"residual": 3}},
+    ],
+    ids=["noise", "geometry", "residual"],
+)
+def test_augmentation_and_residual_change_training_and_not_evaluation(
+    prepared: Store, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    base = {"data": {"source": "simulated"}, "train": TRAIN | {"epochs": 1}, "model": MODEL}
+    plain = run(online_config(**base), prepared, tmp_path / "plain")
+    changed = run(online_config(**(base | change)), prepared, tmp_path / "changed")
+    assert plain.digest != changed.digest
+    assert plain.history[0]["train_loss"] != changed.history[0]["train_loss"]
+    images = prepared.images(np.arange(4))
+    answers = [changed.regressor.predict(images).density for _ in range(2)]
+    assert np.array_equal(*answers)
+
+
+def test_the_residual_channel_is_fitted_to_the_train_splits_smooth_lenses(prepared: Store) -> None:
+    settings = config(
+        model=MODEL | {"residual": 3}, train=TRAIN | {"dihedral": "none"}, data={"source": "simulated"}
+    )
+    made = engine.new_regressor(settings, prepared).standardise
+    table = prepared.samples.to_pandas()
+    train = (table["split"] == "train").to_numpy()
+    smooth = torch.from_numpy(prepared.images(np.flatnonzero(train & (table["class"] == "no_sub"))))[:, None]
+    every = torch.from_numpy(prepared.images(np.flatnonzero(train)))[:, None]
+    rest, whole = (made(every)[:, k].square().mean() for k in (-1, 0))
+    assert float(rest) == pytest.approx(1, rel=1e-3)
+    # Three components leave a small part of the brightness.
+    assert made.residual is not None
+    assert float(made(smooth)[:, -1].std() * made.residual.deviation) < 0.5 * float(whole.sqrt())
+    assert torch.equal(
+        engine.new_regressor(settings, prepared).standardise.residual.components, made.residual.components
+    )
+    too_many = config(model=MODEL | {"residual": 100})
+    with pytest.raises(
+        BatchError, match=r"give it more of them \(simulate.n_no_sub\), or set model.residual"
+    ):
+        engine.new_regressor(too_many, prepared)

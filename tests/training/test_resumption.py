@@ -188,5 +188,5 @@ def test_changed_code_starts_over(
     config = settings()
     before = fingerprint.training_digest(config, prepared)
     assert before == fingerprint.training_digest(config, prepared)
-    monkeypatch.setattr(fingerprint, "_code_digest", lambda modules: "another code")
+    monkeypatch.setattr(fingerprint, "_code_digest", lambda: "another code")
     assert fingerprint.training_digest(config, prepared) != before

@@ -1,7 +1,7 @@
 """Batches of a prepared store on the device: resident in memory where they fit, else memory-mapped."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,18 +34,6 @@ def epoch_order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu
     """(n,) permutation of 0..n-1: a pure function of (seed, epoch, n), the same on every device."""
     keys = hash_indices(seed, 2 * epoch, torch.arange(n, device=device))
     return torch.argsort(keys, stable=True)
-
-
-class TrainSource(Protocol):
-    """Where a training gets its images: so many an epoch, on a device."""
-
-    device: torch.device
-
-    def __len__(self) -> int: ...
-
-    def batches(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Batches of the samples `order` of an epoch, each with its indices (B,)."""
-        ...
 
 
 class ImageSource:
@@ -88,7 +76,7 @@ class ImageSource:
         return len(self.rows)
 
     def batches(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """As `TrainSource.batches`; a store's samples are the same in every epoch."""
+        """Batches of the samples `order`, each with its indices (B,); the same in every epoch."""
         for indices in order.split(batch_size):
             yield indices, self.batch(indices)
 
@@ -101,11 +89,16 @@ class ImageSource:
         return Batch(images, self.classes[indices], self.truth[indices], self.auxiliary[indices])
 
     def _read(self, rows: np.ndarray) -> Tensor:
-        images = np.array(self._store.images(rows))
-        if images.dtype.kind == "u":
-            # torch computes on few unsigned types; the next signed one holds every count.
-            images = images.astype(np.int16 if images.dtype.itemsize == 1 else np.int64)
-        return torch.from_numpy(images)[:, None]
+        return as_tensor(self._store.images(rows))
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """A copy of a store's images (N, H, W) as (N, 1, H, W), in a type that torch computes in."""
+    images = np.array(images)
+    if images.dtype.kind == "u":
+        # torch computes on few unsigned types; the next signed one holds every count.
+        images = images.astype(np.int16 if images.dtype.itemsize == 1 else np.int64)
+    return torch.from_numpy(images)[:, None]
 
 
 def _auxiliary(store: Store, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from darkarc.config import CLASSES, TARGET_CLASS, Config, SimulateConfig
 from darkarc.data.auxiliary import AUXILIARY, auxiliary_truths
-from darkarc.data.batches import Batch, BatchError, ImageSource, TrainSource, split_rows, within_prior
+from darkarc.data.batches import Batch, BatchError, split_rows, within_prior
 from darkarc.data.generate import RECIPE
 from darkarc.data.store import Store
 from darkarc.simulation import (
@@ -31,13 +31,6 @@ RENDERED_AT_ONCE = {"cpu": 256, "cuda": 4096}
 """Images made together, whole batches of them: enough to fill a device, few enough for its memory."""
 
 _GOLDEN = 0.6180339887498949  # the fractional part of the golden ratio
-
-
-def train_source(config: Config, prepared: Store, device: torch.device | str) -> TrainSource:
-    """The images that a training sees, as `data.source` says. Raises `BatchError`."""
-    if config.data.source == "online":
-        return OnlineSource(config, prepared, device=device)
-    return ImageSource(prepared, "train", config.targets, memory_gb=config.data.memory_gb, device=device)
 
 
 class OnlineSource:
@@ -61,7 +54,7 @@ class OnlineSource:
         return self.n_images
 
     def batches(self, epoch: int, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """As `TrainSource.batches`; several batches are rendered at once."""
+        """Batches of an epoch's samples `order`, each with its indices (B,); rendered several at once."""
         at_once = max(1, RENDERED_AT_ONCE.get(self.device.type, 256) // batch_size) * batch_size
         for chunk in order.split(at_once):
             made = self.batch(epoch, chunk)

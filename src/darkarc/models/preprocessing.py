@@ -1,6 +1,7 @@
-"""Standardisation of raw pixels inside the model, so that training and serving cannot differ."""
+"""Preprocessing of raw pixels inside the model, so that training and serving cannot differ."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,19 +9,34 @@ from torch import Tensor, nn
 
 from darkarc.config import ModelConfig
 from darkarc.models.lens_residual import CHANNELS, LENSES, LensResidual
+from darkarc.models.smooth_residual import SmoothResidual
 
 
 class StatisticsError(ValueError):
     """Statistics of the train split that cannot standardise anything."""
 
 
-class Standardise(nn.Module):
-    """Raw pixels (B, 1, H, W), any real dtype -> float32 (B, C, H, W) of about unit size, C = `channels`.
+STRETCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "asinh": torch.asinh,
+    "log": lambda x: torch.sign(x) * torch.log1p(x.abs()),
+    "sqrt": lambda x: torch.sign(x) * 2 * (torch.sqrt(1 + x.abs()) - 1),
+}
+"""`model.stretch` -> an odd function of slope 1 at nought, so that faint pixels stay as they are."""
 
-    `normalisation: dataset` uses mean and deviation of the train split, which keeps each image's
-    flux; `image` uses the image's own. `stretch: asinh` then compresses the bright arc. With
-    `lens_residual` three channels for each fitted lens follow (see `models.lens_residual`); `form` is then
-    the preset, noise form and distances of the images.
+_BORDER_SHARE = 1 / 32
+"""Width of the border that tells an image's background, as a share of the shorter side."""
+
+
+class Standardise(nn.Module):
+    """Raw pixels (B, 1, H, W), any real dtype -> float32 (B, C, H, W) of about unit deviation.
+
+    Channel 0: `normalisation: dataset` divides by the deviation of the train split, which keeps each
+    image's flux, `image` by the image's own. Nought is their mean, or with `background: border_median`
+    the median of the image's outermost pixels. `stretch` then compresses what exceeds `stretch_scale`
+    deviations. With `lens_residual` three channels for each fitted lens follow (see
+    `models.lens_residual`); `form` is then the preset, noise form and distances of the images. With
+    `residual` > 0 the last channel is `SmoothResidual`.
     """
 
     def __init__(
@@ -33,9 +49,8 @@ class Standardise(nn.Module):
         super().__init__()
         lenses = LENSES[model.lens_residual] if form else ()
         self.lenses = nn.ModuleList(LensResidual(**(form or {}), shape=shape, lens=name) for name in lenses)
-        self.channels = 1 + CHANNELS * len(self.lenses)
         self.per_image = model.normalisation == "image"
-        self.stretch = model.stretch
+        self.stretch, self.scale = STRETCHES[model.stretch], model.stretch_scale
         mean, std = float(statistics["mean"]), float(statistics["std"])
         if not (std > 0 and abs(mean) < float("inf") and std < float("inf")):
             raise StatisticsError(
@@ -43,18 +58,47 @@ class Standardise(nn.Module):
                 f"found {mean}, {std}"
             )
         self.mean, self.std = mean, std
+        self.border = BorderMedian(shape) if model.background == "border_median" else None
+        self.residual = SmoothResidual(model.residual, shape) if model.residual else None
+        self.channels = 1 + CHANNELS * len(self.lenses) + (self.residual is not None)
 
     def forward(self, images: Tensor) -> Tensor:
         # Outside of autocast: raw counts in bfloat16 would lose the very differences that matter.
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(torch.float32)
-            residuals = [lens(images) for lens in self.lenses]
-            if self.per_image:
-                centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
-                deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-                # The floor keeps a constant image finite: it becomes all zeros.
-                images = centred / deviation.clamp_min(1e-6 * self.std)
-            else:
-                images = (images - self.mean) / self.std
-            images = torch.asinh(images) if self.stretch == "asinh" else images
-            return torch.cat([images, *residuals], dim=1) if residuals else images
+            standard = self.linear(images)
+            channels = [self.scale * self.stretch(standard / self.scale)]
+            channels += [lens(images) for lens in self.lenses]
+            if self.residual is not None:
+                channels.append(self.residual(standard))
+            return torch.cat(channels, dim=1) if len(channels) > 1 else channels[0]
+
+    def linear(self, images: Tensor) -> Tensor:
+        """Channel 0 before the stretch, float32."""
+        images = images.to(torch.float32)
+        nought = None if self.border is None else self.border(images)
+        if not self.per_image:
+            return (images - (self.mean if nought is None else nought)) / self.std
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        centred = images - mean
+        deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        # The floor keeps a constant image finite: it becomes all zeros.
+        return (centred if nought is None else images - nought) / deviation.clamp_min(1e-6 * self.std)
+
+
+class BorderMedian(nn.Module):
+    """Images (B, 1, H, W) -> the median of each one's outermost pixels, (B, 1, 1, 1)."""
+
+    where: Tensor
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        width = max(1, math.floor(min(shape) * _BORDER_SHARE))
+        border = torch.ones(shape, dtype=torch.bool)
+        border[width : shape[0] - width, width : shape[1] - width] = False
+        self.register_buffer("where", border.flatten().nonzero().squeeze(1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        ordered = images.flatten(1)[:, self.where].sort(dim=1).values
+        n = len(self.where)
+        return ((ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2)[:, None, None, None]

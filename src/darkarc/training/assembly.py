@@ -6,6 +6,7 @@ from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
 from darkarc.models import Regressor, RegressorSpec
 from darkarc.simulation import get_preset
+from darkarc.training.smooth_lenses import fit_preprocessing
 
 
 class TrainingError(ValueError):
@@ -21,7 +22,7 @@ def new_regressor(config: Config, prepared: Store) -> Regressor:
         )
     form = known_form(prepared)
     residual = lens_residual(config, form)
-    return Regressor(
+    regressor = Regressor(
         RegressorSpec(
             targets=dict(config.targets),
             shape=prepared.shape,
@@ -31,6 +32,8 @@ def new_regressor(config: Config, prepared: Store) -> Regressor:
             form=form,
         )
     )
+    fit_preprocessing(regressor, config, prepared)
+    return regressor
 
 
 def known_form(prepared: Store) -> dict[str, str] | None:
@@ -46,12 +49,13 @@ def known_form(prepared: Store) -> dict[str, str] | None:
 def lens_residual(config: Config, form: dict[str, str] | None) -> str:
     """What `model.lens_residual` means for these images. Raises `TrainingError` if that cannot be.
 
-    A mirrored source is no source of the preset, so that its lens would not fit.
+    A mirrored source is no source of the preset, and a lens that was moved stands elsewhere: neither fits.
     """
-    wanted = config.model.lens_residual
-    mirrored = config.train.dihedral in ("flips", "full")
+    wanted, train = config.model.lens_residual, config.train
+    mirrored = train.dihedral in ("flips", "full")
+    moved = train.rotation > 0 or train.shift_pixels > 0
     if wanted == "auto":
-        return "none" if form is None or mirrored else "compact"
+        return "none" if form is None or mirrored or moved else "compact"
     if wanted != "none" and form is None:
         raise TrainingError(
             f"model.lens_residual is {wanted}, but the preset, noise and distances of these images are not "
@@ -61,5 +65,10 @@ def lens_residual(config: Config, form: dict[str, str] | None) -> str:
         raise TrainingError(
             f"model.lens_residual is {wanted}, but train.dihedral: {config.train.dihedral} mirrors the "
             "sources, and the fitted lens knows none like that: set train.dihedral to half_turn or none"
+        )
+    if wanted != "none" and moved:
+        raise TrainingError(
+            f"model.lens_residual is {wanted}, which fits the lens where it stands, and train.rotation or "
+            "train.shift_pixels moves it: set those to 0, or model.lens_residual to none"
         )
     return wanted

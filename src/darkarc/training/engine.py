@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from darkarc.config import Config, TrainConfig
-from darkarc.data.augment import dihedral, dihedral_codes
-from darkarc.data.auxiliary import AUXILIARY, dihedral_matrices, turn_auxiliary
-from darkarc.data.batches import Batch, ImageSource, TrainSource, epoch_order
-from darkarc.data.online import train_source
+from darkarc.data.auxiliary import AUXILIARY
+from darkarc.data.batches import ImageSource, epoch_order
 from darkarc.data.store import Store
+from darkarc.data.train_images import TrainImages
 from darkarc.models import Grid, Regressor
 from darkarc.simulation.counter import hash_indices
 from darkarc.tracking.tracker import Tracker
@@ -95,7 +94,7 @@ def train(
     digest = training_digest(config, prepared)
     folder = Path(workdir) / digest[:16]
     memory_gb = config.data.memory_gb
-    source = train_source(config, prepared, device)
+    source = TrainImages.of(config, prepared, device)
     held_out = ImageSource(prepared, "validation", config.targets, memory_gb=memory_gb, device=device)
     with ExitStack() as stack:
         # Weights, dropout and stochastic depth draw from streams of their own; the caller's stay.
@@ -154,7 +153,7 @@ class Session:
 
 
 def _fit(
-    config: Config, plan: Plan, learner: Learner, source: TrainSource, held_out: ImageSource, session: Session
+    config: Config, plan: Plan, learner: Learner, source: TrainImages, held_out: ImageSource, session: Session
 ) -> Progress:
     """The loop. Leaves the best epoch's weights in `learner.best`."""
     settings, seed, device = config.train, config.seed, source.device
@@ -168,7 +167,7 @@ def _fit(
         left = order[position * plan.batch_size : plan.steps_per_epoch * plan.batch_size]
         _training_mode(regressor, epoch, settings)
         for indices, fresh in source.batches(epoch, left, plan.batch_size):
-            batch = augmented(fresh, indices, settings, seed, epoch)
+            batch = source.augmented(fresh, indices, epoch)
             counts = label_counts(batch)
             rate = settings.rollback_factor**state.rollbacks
             rate *= learning_rate(settings, state.step, plan.n_steps, state.plateau)
@@ -198,7 +197,7 @@ def _fit(
                 state = _go_back(trouble, state, learner, settings, session)
                 continue
             seen = source.batches(epoch, order, plan.batch_size)
-            images = (augmented(batch, i, settings, seed, epoch).images for i, batch in seen)
+            images = (source.augmented(batch, i, epoch).images for i, batch in seen)
             answering = learner.average.after_epoch(regressor, epoch, images)
             row |= validate(answering, held_out, settings)
             if _end_epoch(state, row, settings):
@@ -299,17 +298,6 @@ def _end_epoch(state: Progress, row: dict[str, float], settings: TrainConfig) ->
     waited = int(row["epoch"]) - state.best_epoch
     state.stopped_early = 0 < settings.early_stopping <= waited
     return better
-
-
-def augmented(batch: Batch, indices: Tensor, settings: TrainConfig, seed: int, epoch: int) -> Batch:
-    """The batch under this epoch's dihedral draws; `indices` (B,) are positions in the split."""
-    if settings.dihedral == "none":
-        return batch
-    codes = dihedral_codes(seed, epoch, indices, settings.dihedral)
-    return batch._replace(
-        images=dihedral(batch.images, codes),
-        auxiliary=turn_auxiliary(batch.auxiliary, dihedral_matrices(codes)),
-    )
 
 
 def choose_device(device: str) -> torch.device:

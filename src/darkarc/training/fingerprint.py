@@ -12,21 +12,24 @@ from darkarc.data.store import Store
 
 _SOURCES = (
     "darkarc.models",
+    "darkarc.simulation",
     "darkarc.training",
     "darkarc.data.batches",
     "darkarc.data.augment",
+    "darkarc.data.augmentation",
+    "darkarc.data.auxiliary",
     "darkarc.data.online",
+    "darkarc.data.train_images",
 )
-_ONLINE_SOURCES = ("darkarc.simulation",)
 
 
 def training_digest(config: Config, prepared: Store) -> str:
     """SHA-256 (hex) of all that the weights depend on: parameters, data, code and the torch version."""
     tree = config.dump()
     parts = {key: tree[key] for key in ("seed", "targets", "model", "train")}
-    facts = parts | {"data": prepared.digest, "code": _code_digest(_SOURCES), "torch": torch.__version__}
+    facts = parts | {"data": prepared.digest, "code": _code_digest(), "torch": torch.__version__}
     if config.data.source == "online":
-        facts["online"] = [tree["data"]["epoch_images"], tree["simulate"], _code_digest(_ONLINE_SOURCES)]
+        facts["online"] = [tree["data"]["epoch_images"], tree["simulate"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -35,14 +38,14 @@ def environment() -> dict[str, str | int]:
     return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
-def _code_digest(modules: tuple[str, ...]) -> str:
+def _code_digest() -> str:
     """SHA-256 of the source of modules: changed code never goes on from an old checkpoint."""
     digest = hashlib.sha256()
-    for name in modules:
+    for name in _SOURCES:
         spec = find_spec(name)
         assert spec is not None and spec.origin is not None, name
         origin = Path(spec.origin)
-        files = sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
         for file in files:
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
