@@ -282,6 +282,20 @@ class TrackingConfig(Section):
     )
 
 
+class ServeConfig(Section):
+    port: int = Field(8000, ge=1024, le=65535, description="where `darkarc serve` listens")
+    max_files: int = Field(200, ge=1, le=10_000, description="files on one page, and in one request")
+    max_file_mb: float = Field(64.0, gt=0, description="largest file")
+    max_request_mb: float = Field(256.0, gt=0, description="all files of one request together")
+    max_images: int = Field(100, ge=1, le=10_000, description="images of one file that are answered")
+    workers: int = Field(1, ge=1, le=64, description="processes that read files and answer")
+    waiting: int = Field(8, ge=0, le=1000, description="requests that may wait for one; others are sent away")
+    timeout_s: float = Field(60.0, gt=0, description="for an upload, and again for its answer")
+    memory_mb: int = Field(
+        2048, ge=64, description="of a worker, beyond what its model needs; a file that wants more is refused"
+    )
+
+
 class Config(Section):
     """All of `params.yaml`."""
 
@@ -300,6 +314,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     tracking: TrackingConfig = TrackingConfig()
+    serve: ServeConfig = ServeConfig()
 
     @model_validator(mode="after")
     def _targets_exist(self) -> "Config":

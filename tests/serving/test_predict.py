@@ -192,9 +192,9 @@ def test_killed_call_goes_on_and_gives_the_undisturbed_table(
     with journal.open("ab") as file:
         file.write(b'[["torn')  # the kill came in the middle of a line
     seen = []
-    rows_of = predict._Answers.rows
+    rows_of = predict.Answers.rows
     monkeypatch.setattr(
-        predict._Answers,
+        predict.Answers,
         "rows",
         lambda self, items: rows_of(self, (seen.append(item) or item for item in items)),
     )

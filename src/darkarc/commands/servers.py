@@ -1,11 +1,13 @@
 """Verbs that serve pages."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from darkarc.commands._app import fail, say, verb
+from darkarc import config as configuration
+from darkarc.commands._app import PARAMS, Overrides, Params, fail, say, verb
 
 
 @verb("darkarc ui --port 5001")
@@ -57,3 +59,51 @@ def server(
     if not is_loopback(host):
         say("warning: passwords cross the network as they are; put a proxy with TLS in front")
     raise typer.Exit(serve_team(settings))
+
+
+@verb("darkarc serve models:/axion-mass-regressor@champion")
+def serve(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, an .onnx file, or a folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=65535, help="Port to listen on [default: serve.port]")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A name that it is reached by; may be repeated.")
+    ] = None,
+    token: Annotated[
+        bool | None,
+        typer.Option("--token/--no-token", help="Ask visitors for a token [default: off the loopback]"),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token; or set DARKARC_SERVE_TOKEN.")
+    ] = None,
+    gate: Annotated[
+        float, typer.Option(min=0, max=1, help="Below this probability of its class an image gets no mass.")
+    ] = 0.5,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Answer lens files that are dropped on a page, on this machine only (section `serve`)."""
+    from darkarc.serving.web import PageServer, read_token, run_page
+
+    # The page serves a model, not a project: without a params.yaml the defaults count.
+    known = params if params != PARAMS or params.exists() else Path(os.devnull)
+    limits = configuration.load(known, overrides or ()).serve
+    given = read_token(host, token, token_file, os.environ)
+    settings = PageServer(
+        model, limits, host, limits.port if port is None else port, tuple(allowed_host or ()), given, gate
+    )
+
+    def ready(server: PageServer, facts: dict[str, Any]) -> None:
+        say(f"{model}: {facts['target_name']} on {facts['instrument']}, SHA-256 {facts['sha256'][:16]}")
+        login = (
+            f"login?token={given}"
+            if given and not (token_file or os.environ.get("DARKARC_SERVE_TOKEN"))
+            else ""
+        )
+        say(f"open {server.address}{login}; Ctrl-C ends it")
+        if server.host not in ("127.0.0.1", "::1", "localhost"):
+            say("warning: token and images cross the network as they are; put a proxy with TLS in front")
+
+    run_page(settings, ready)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
 from darkarc.data.readers import ImageItem, iter_images
-from darkarc.models import QUANTILE_LEVELS, Regressor
+from darkarc.models import QUANTILE_LEVELS, Posterior, Regressor
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.table import Journal, Row, check_ending, printable, table_row, write_table
@@ -93,7 +93,7 @@ def predict_files(
     check_ending(out)
     if batch_size < 1 or not 0 <= gate <= 1:
         raise PredictError(f"expected batch_size >= 1 and a gate in [0, 1], found {batch_size} and {gate:g}")
-    answers = _Answers(regressor, _target(regressor, target), gate)
+    answers = Answers(regressor, _target(regressor, target), gate)
     listed = [printable(str(path)) for path in paths]
     identity = {
         "regressor": fingerprint(regressor), "paths": listed, "target": answers.target, "gate": gate,
@@ -127,16 +127,35 @@ def fingerprint(regressor: Regressor | OnnxRegressor) -> str:
     return digest.hexdigest()
 
 
+def default_target(regressor: Regressor | OnnxRegressor) -> str:
+    """What is answered unless another target is asked for."""
+    return DEFAULT_TARGET if DEFAULT_TARGET in regressor.targets else regressor.targets[0]
+
+
 def _target(regressor: Regressor | OnnxRegressor, target: str | None) -> str:
     known = regressor.targets
     if target is None:
-        target = DEFAULT_TARGET if DEFAULT_TARGET in known else known[0]
+        target = default_target(regressor)
     if target not in known:
         raise PredictError(f"this regressor knows {', '.join(known)}, not {target!r}")
     return target
 
 
-class _Answers:
+@dataclass(frozen=True)
+class Answer:
+    """The row of one image, and where its posterior is: None if it is withheld."""
+
+    row: Row
+    among: Posterior | None = None
+    place: int = 0
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """Of length 1."""
+        return None if self.among is None else self.among[self.place]
+
+
+class Answers:
     """Turns a chunk of images into rows."""
 
     def __init__(self, regressor: Regressor | OnnxRegressor, target: str, gate: float) -> None:
@@ -146,33 +165,38 @@ class _Answers:
 
     def rows(self, items: Iterable[ImageItem]) -> list[Row]:
         """One row an item, in order."""
-        rows, images, places = [], [], []
+        return [answer.row for answer in self.of(items)]
+
+    def of(self, items: Iterable[ImageItem]) -> list[Answer]:
+        """One answer an item, in order."""
+        answers, images, places = [], [], []
         for item in items:
-            rows.append(table_row(name_of(item), self._refusal(item)))
+            refusal = self._refusal(item)
+            answers.append(Answer(table_row(name_of(item), refusal)))
             # Only images of the right shape are kept, whatever sizes the others have.
-            if item.image is not None and not rows[-1]["flag"]:
+            if item.image is not None and not refusal:
                 images.append(np.asarray(item.image, np.float32))
-                places.append(len(rows) - 1)
+                places.append(len(answers) - 1)
         if not images:
-            return rows
+            return answers
         stack = np.stack(images)
         verdicts = self.reference.judge(stack)
         for place, verdict in zip(places, verdicts, strict=True):
-            rows[place]["flag"] = verdict.flag
+            answers[place].row["flag"] = verdict.flag
         kept = [k for k, verdict in enumerate(verdicts) if not verdict.withheld]
         if kept:
-            said = [(rows[places[k]]["path"], verdicts[k].flag) for k in kept]
-            for k, row in zip(kept, self._answered(stack[kept], said), strict=True):
-                rows[places[k]] = row
-        return rows
+            said = [(answers[places[k]].row["path"], verdicts[k].flag) for k in kept]
+            for k, answer in zip(kept, self._answered(stack[kept], said), strict=True):
+                answers[places[k]] = answer
+        return answers
 
     def _refusal(self, item: ImageItem) -> str:
         if item.image is None:
             return UNREADABLE + (item.error or "no image")
         return self.reference.wrong_shape(item.image.shape)
 
-    def _answered(self, images: NDArray[np.float32], said: list[tuple[str, str]]) -> Iterator[Row]:
-        """Rows of images (N, H, W) with their names and flags."""
+    def _answered(self, images: NDArray[np.float32], said: list[tuple[str, str]]) -> Iterator[Answer]:
+        """Answers for images (N, H, W) with their names and flags."""
         posterior = self.regressor.predict(images, target=self.target, batch_size=len(images))
         quantiles, classes = posterior.quantile(LEVELS), posterior.class_probability
         share = classes[:, CLASSES.index(self.class_name)]
@@ -180,12 +204,12 @@ class _Answers:
         for k, ((name, noted), unlike, limit) in enumerate(verdicts):
             flag = _joined(noted, unlike.flag)
             if unlike.withheld:
-                yield table_row(name, flag)
+                yield Answer(table_row(name, flag))
             elif share[k] < self.gate:
                 other = f"not {self.class_name}-like (p_{self.class_name}={share[k]:.2g})"
-                yield table_row(name, _joined(flag, other), classes[k])
+                yield Answer(table_row(name, _joined(flag, other), classes[k]))
             else:
-                yield table_row(name, _joined(flag, limit), classes[k], quantiles[k])
+                yield Answer(table_row(name, _joined(flag, limit), classes[k], quantiles[k]), posterior, k)
 
 
 def name_of(item: ImageItem) -> str:
