@@ -10,7 +10,10 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup reproduce test lint format bench docs ui server lock params clean
+# What the tests of other versions run: everything but the long ones and the formatting.
+QUICK := -m "not slow and not shared" -q
+
+.PHONY: help setup reproduce test lint format bench docs ui server lock params clean doctor sbom audit minimum newest
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +55,32 @@ ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 server: setup  ## an MLflow server for a team on http://127.0.0.1:5000, on the PostgreSQL of DARKARC_SERVER_DATABASE
 	python -m darkarc server $(SERVER)
 
+doctor: setup  ## what is wrong with this set-up, and what to do
+	python -m darkarc doctor
+
+sbom: setup  ## a software bill of materials of requirements.lock, CycloneDX, into reports/sbom.json
+	@mkdir -p reports
+	cyclonedx-py requirements --output-reproducible --of JSON -o reports/sbom.json requirements.lock
+
+audit: setup  ## known vulnerabilities of what requirements.lock pins; needs the network
+	@pip-audit --strict --disable-pip --require-hashes -r requirements.lock --progress-spinner off || { \
+	  echo "make audit: either a package above has a known vulnerability (raise it: make lock), or the database of" >&2; \
+	  echo "make audit: vulnerabilities could not be asked (no network, or a mirror without it): then nothing is known." >&2; \
+	  exit 1; }
+
+minimum: setup  ## the tests with the oldest versions that pyproject.toml allows, in .venv-minimum
+	uv pip compile pyproject.toml --group dev --resolution lowest-direct --python-version 3.11 --no-annotate \
+	  --quiet --constraint constraints.txt --output-file .venv-minimum.txt
+	uv venv --quiet --clear --python $(VENV)/bin/python .venv-minimum
+	uv pip install --quiet --python .venv-minimum/bin/python -r .venv-minimum.txt
+	uv pip install --quiet --python .venv-minimum/bin/python --no-deps --editable .
+	.venv-minimum/bin/python -m pytest $(QUICK)
+
+newest: setup  ## the tests with the newest versions of everything, in .venv-newest
+	uv venv --quiet --clear --python $(VENV)/bin/python .venv-newest
+	uv pip install --quiet --python .venv-newest/bin/python --upgrade --group dev --editable .
+	.venv-newest/bin/python -m pytest $(QUICK)
+
 lock: setup  ## upgrade requirements.lock on purpose
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --upgrade \
@@ -62,4 +91,4 @@ params: setup  ## params.yaml as src/darkarc/config.py describes it
 	mv params.yaml.new params.yaml
 
 clean:  ## remove the environment and what the pipeline made; the registry (mlflow.db, mlartifacts) stays
-	rm -rf $(VENV) data reports site .darkarc .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-minimum* .venv-newest data reports site .darkarc .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

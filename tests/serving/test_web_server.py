@@ -74,7 +74,7 @@ def page(onnx_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with log.open("wb") as output:
         process = subprocess.Popen([*command, *words], stdout=output, stderr=output, cwd=folder)
     try:
-        wait_for(lambda: b"Ctrl-C" in log.read_bytes() or process.poll() is not None, 120)
+        wait_for(lambda: b"Ctrl-C" in log.read_bytes() or process.poll() is not None, 400)
         assert process.poll() is None, log.read_text()
         yield Running(f"http://127.0.0.1:{port}/", process, log)
     finally:
@@ -176,7 +176,7 @@ def test_it_listens_on_the_loopback_alone(page):
 
 
 def test_a_file_that_wants_too_much_time_or_memory_is_refused(onnx_path, tmp_path):
-    np.savez_compressed(tmp_path / "bomb.npz", np.zeros((600, 512, 512)))  # 1.2 GB in half a megabyte
+    np.savez_compressed(tmp_path / "bomb.npz", np.zeros((200, 512, 512)))  # 0.4 GB in 0.4 MB
     big = np.zeros((4096, 4096))
     big[::7] = 1
     np.save(tmp_path / "big.npy", big)  # 128 MB, and more for its picture
@@ -192,8 +192,7 @@ def test_a_file_that_wants_too_much_time_or_memory_is_refused(onnx_path, tmp_pat
                 (image,) = answer["files"][0]["images"]
                 assert image["row"]["flag"].startswith("not readable: "), name
             impatient = pool._workers[0]
-            (process,) = psutil.Process().children()
-            process.suspend()  # as one that is busy with a file for ever
+            psutil.Process(impatient.pid).suspend()  # as one that is busy with a file for ever
             with pytest.raises(Refused, match="no answer within"):
                 await impatient.ask([Upload("big.npy", tmp_path / "big.npy")], 0.2)
             assert not impatient.alive
@@ -270,7 +269,7 @@ def test_in_a_real_browser(page, files, tmp_path, regressor):
     sent = [*files, odd, big]
     with browser(tmp_path) as window:
         window.open(page.address)
-        wait_for(lambda: "HST" in window.text("#model"))
+        wait_for(lambda: "model_iii" in window.text("#model"))
         window.type("#files", "\n".join(map(str, sent)))
         wait_for(lambda: not window.run("return document.querySelector('#download').disabled"))
         assert window.run("return document.querySelectorAll('.card').length") == 12

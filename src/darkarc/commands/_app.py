@@ -42,6 +42,10 @@ STUDIES = Path(".darkarc/tune")
 BENCHMARKS = Path(".darkarc/benchmark")
 
 
+GIVEN_ENVIRONMENT = dict(os.environ)
+"""As the shell has it, before `set_environment`."""
+
+
 def set_environment() -> None:
     """Turn off what DVC, MLflow and Ray would send home; let threads sleep while they wait.
 

@@ -1,4 +1,4 @@
-"""Verbs that serve pages."""
+"""Verbs that serve pages, and the one that looks whether all is well."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from darkarc import config as configuration
-from darkarc.commands._app import PARAMS, Overrides, Params, fail, say, verb
+from darkarc.commands._app import GIVEN_ENVIRONMENT, PARAMS, Overrides, Params, fail, say, verb
 
 
 @verb("darkarc ui --port 5001")
@@ -107,3 +107,31 @@ def serve(
             say("warning: token and images cross the network as they are; put a proxy with TLS in front")
 
     run_page(settings, ready)
+
+
+@verb("darkarc doctor --json")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON, for a script.")] = False,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Look for what would fail, get lost or stand open in this set-up; say what to do about each."""
+    import json
+    from dataclasses import asdict
+
+    from darkarc.doctor import examine
+    from darkarc.doctor.findings import WRONG
+    from darkarc.tracking.location import project_root
+
+    known = params if params != PARAMS or params.exists() else Path(os.devnull)
+    found = examine(project_root(), configuration.load(known, overrides or ()), GIVEN_ENVIRONMENT)
+    if as_json:
+        say(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        for finding in found:
+            say(f"{finding.level:<6} {finding.check:<16} {finding.found}")
+            if finding.remedy:
+                say(f"{'':<24}-> {finding.remedy}")
+    wrong = sum(finding.level == WRONG for finding in found)
+    if wrong:
+        fail(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong; what to do stands beside each", 1)

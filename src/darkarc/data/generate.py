@@ -276,7 +276,9 @@ def _simulate_on_cluster(chunk: _Chunk) -> _Made:
 def _ray_options(address: str, workers: int) -> dict[str, Any]:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "warning"}
     if address == "local":
-        options |= {"include_dashboard": False, "num_cpus": workers if workers > 1 else os.cpu_count()}
+        # Ray runs code for whoever reaches it: nobody but this machine does.
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options["num_cpus"] = workers if workers > 1 else os.cpu_count()
     return options
 
 

@@ -10,6 +10,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
+from darkarc.serving.web.pool import START_S
 from darkarc.serving.web.settings import PageServer
 from darkarc.serving.web.uploads import Refused
 
@@ -47,7 +48,7 @@ class Guard:
         self._hosts = server.allowed_hosts
         self._cookie_key = secrets.token_bytes(32)
         # Upload, a place among the workers, a worker's start and its answer, each with its own limit.
-        self._longest_s = 3 * server.limits.timeout_s + 150
+        self._longest_s = 3 * server.limits.timeout_s + 2 * START_S
         self.cookie_name = f"darkarc_{server.port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

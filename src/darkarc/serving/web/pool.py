@@ -13,7 +13,7 @@ from darkarc.serving.loading import REGISTRY
 from darkarc.serving.web.settings import PageServer, ServeError
 from darkarc.serving.web.uploads import Refused, Upload
 
-START_S = 120.0
+START_S = 300.0
 """Seconds within which a worker has loaded its model."""
 
 LONGEST_ANSWER = 256 * 2**20
@@ -57,6 +57,10 @@ class Worker:
             raise ServeError(said["error"])
         facts: dict[str, Any] = said["facts"]
         return facts
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     @property
     def alive(self) -> bool:

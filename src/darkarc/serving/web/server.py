@@ -1,6 +1,7 @@
 """The process of `darkarc serve`: workers, then uvicorn on one address."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -55,15 +56,19 @@ class PatientProtocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Says so, once it answers."""
+    """Says so, once it answers, and ends the workers before it passes on the signal that ended it."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, pool: WorkerPool, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._pool, self._ready = pool, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self._pool.stop()
 
 
 def run_page(server: PageServer, ready: Callable[[PageServer, dict[str, Any]], None]) -> None:
@@ -72,7 +77,7 @@ def run_page(server: PageServer, ready: Callable[[PageServer, dict[str, Any]], N
     Raises `ServeError` for a port in use, and for a model that cannot be loaded.
     """
     model = _fetched(server.model)
-    with _listen(server) as listener:
+    with _listen(server) as listener, contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(server, model, listener, ready))
 
 
@@ -123,6 +128,6 @@ async def _serve(
             h11_max_incomplete_event_size=16 * 1024,
             timeout_graceful_shutdown=3,
         )
-        await _Server(config, lambda: ready(server, pool.facts)).serve(sockets=[listener])
+        await _Server(config, pool, lambda: ready(server, pool.facts)).serve(sockets=[listener])
     finally:
         await pool.stop()

@@ -37,6 +37,7 @@ def main(settings: dict[str, Any]) -> None:
     _say(answers, {"facts": facts})
     for line in sys.stdin:
         _say(answers, _answer(files, json.loads(line)))
+    os._exit(0)  # the libraries take their time to leave, and there is nothing to put in order
 
 
 def _answer(files: FileAnswers, asked: list[dict[str, str]]) -> dict[str, Any]:
