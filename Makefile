@@ -70,7 +70,7 @@ audit: setup  ## known vulnerabilities of what requirements.lock pins; needs the
 
 minimum: setup  ## the tests with the oldest versions that pyproject.toml allows, in .venv-minimum
 	uv pip compile pyproject.toml --group dev --resolution lowest-direct --python-version 3.11 --no-annotate \
-	  --quiet --constraint constraints.txt --output-file .venv-minimum.txt
+	  --quiet --output-file .venv-minimum.txt
 	uv venv --quiet --clear --python $(VENV)/bin/python .venv-minimum
 	uv pip install --quiet --python .venv-minimum/bin/python -r .venv-minimum.txt
 	uv pip install --quiet --python .venv-minimum/bin/python --no-deps --editable .

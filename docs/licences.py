@@ -11,10 +11,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 # What a package's metadata do not say, from the licence file that it ships.
 TOLD_ELSEWHERE = {"huey": "MIT", "skops": "MIT", "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary"}
 
-# Families, the first one that fits counts: a choice ("OR", "|") that includes a permissive licence is permissive.
+# A choice ("OR", "|") that includes a permissive licence is permissive.
 PERMISSIVE = re.compile(
-    r"MIT|BSD|Apache|ISC|Zlib|PSF|Python Software Foundation|Unlicense|CC0|Public Domain|HPND|Historical Permission"
-    r"|Matplotlib|0BSD|BSL-1|Boost|CNRI|Zope|ZPL|WTFPL|Academic Free|UPL",
+    r"MIT|BSD|Apache|ISC|Zlib|PSF|Python Software Foundation|Unlicense|CC0|Public Domain|HPND"
+    r"|Historical Permission|Matplotlib|0BSD|BSL-1|Boost|CNRI|Zope|ZPL|WTFPL|Academic Free|UPL",
     re.I,
 )
 COPYLEFT = re.compile(r"GPL|GNU |Affero|MPL|Mozilla|EPL|Eclipse|EUPL|CDDL", re.I)
@@ -36,7 +36,7 @@ ACCEPTED = {
 """Copyleft packages that are in the lock, and why a project under MIT may depend on each."""
 
 PROPRIETARY_TOO = {
-    "capfit": "by way of lenstronomy, the oracle of the simulator's tests; free for research, not in what darkarc needs",
+    "capfit": "by way of lenstronomy, the oracle of the simulator's tests; not in what darkarc itself needs",
     "jampy": "the same",
     "mgefit": "the same",
     "plotbin": "the same",
