@@ -42,7 +42,7 @@ def a_ray(study: Study, address: str | None) -> Iterator[None]:
 
 def start_ray(n_cpus: int) -> None:
     """A Ray on the loopback, started again if a busy machine did not let it come up in time."""
-    import psutil  # type: ignore[import-untyped]  # its types are a package of their own
+    import psutil
     import ray
 
     give_up_at = time.monotonic() + PATIENCE_S
