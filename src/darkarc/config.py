@@ -139,8 +139,8 @@ class ModelConfig(Section):
     )
     head: Literal["binned", "gaussian"] = "binned"
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
-    recalibration: Literal["none", "temperature", "isotonic", "conformal"] = Field(
-        "conformal", description="how the calibration split mends the widths of the posteriors"
+    recalibration: Literal["none", "temperature", "isotonic", "conformal", "local"] = Field(
+        "local", description="how the calibration split mends the widths of the posteriors"
     )
     novelty: Literal["none", "mixture"] = Field(
         "mixture", description="a score inside the model for images unlike the training's"

@@ -40,7 +40,7 @@ def test_the_temperature_of_a_gaussian_is_the_square_of_its_width_ratio(ratio):
     assert float(recalibration.temperature) == pytest.approx(ratio**2, rel=0.03)
 
 
-@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal"])
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal", "local"])
 @pytest.mark.parametrize("ratio", [0.6, 1.7])
 def test_coverage_becomes_nominal_on_new_images(method, ratio):
     recalibration = Recalibration(method)
@@ -50,6 +50,34 @@ def test_coverage_becomes_nominal_on_new_images(method, ratio):
     for level in (0.5, 0.68, 0.9):
         error = np.sqrt(2 * level * (1 - level) / 4000)  # of the calibration and of the test sample
         assert coverage(answer, truth, level) == pytest.approx(level, abs=4 * error + 0.005), level
+
+
+def two_sided_case(n: int, seed: int):
+    """Posteriors three times too wide at low mass, and two thirds as wide as they should be at high mass."""
+    generator = np.random.default_rng(seed)
+    mean = generator.uniform(-23.8, -22.2, n)
+    true = np.where(mean < -23, 0.05 / 3, 0.05 * 1.5)
+    truth = torch.tensor(mean + true * generator.normal(size=n))
+    logits = -0.5 * ((GRID.centres[None].double() - torch.tensor(mean)[:, None]) / 0.05) ** 2
+    return logits, (truth - LOW) / GRID.width, truth.numpy(), mean
+
+
+@pytest.mark.parametrize(("method", "even"), [("local", True), ("conformal", False)])
+def test_only_local_mends_what_differs_along_the_prior(method, even):
+    recalibration = Recalibration(method)
+    recalibration.fit(*two_sided_case(6000, seed=1)[:2])
+    logits, _, truth, mean = two_sided_case(6000, seed=2)
+    for side in (mean < -23.3, mean > -22.7):
+        answer = posterior(recalibration, logits[side])
+        for level in (0.5, 0.68, 0.9):
+            assert (abs(coverage(answer, truth[side], level) - level) < 0.04) == even, (level, method)
+
+
+def test_local_with_few_images_stays_near_what_it_had():
+    recalibration = Recalibration("local")
+    recalibration.fit(*gaussian_case(40, 0.05, 0.05, seed=1)[:2])
+    common = 1 / recalibration.temperature
+    assert ((recalibration.coldness > common / 2) & (recalibration.coldness < common * 2)).all()
 
 
 def test_isotonic_mends_a_bias_that_a_temperature_cannot():

@@ -17,7 +17,7 @@ def store(tmp_path):
     return write_prepared(tmp_path / "prepared", splits={"train": 60, "validation": 20, "calibration": 200})
 
 
-@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal"])
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal", "local"])
 def test_it_changes_the_answers_and_survives_saving(store, tmp_path, method):
     settings = config.parse({"model": {"recalibration": method, "width": 0.5, "bins": 32}})
     torch.manual_seed(0)

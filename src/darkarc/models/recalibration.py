@@ -4,8 +4,10 @@
 begin with it. `isotonic` then maps the cumulative distribution through the distribution of the
 probability integral transform (Kuleshov et al. 2018, arXiv:1807.00263). `conformal` does so for central
 intervals alone, with the finite-sample correction of split conformal prediction (Vovk et al. 2005; Romano
-et al. 2019, arXiv:1905.03222), so that intervals cover at least as often as they say. All of it is in the
-exported model.
+et al. 2019, arXiv:1905.03222), so that intervals cover at least as often as they say. `local` does as
+`conformal`, with a temperature and a map that vary with the posterior's mean, so that neither end of the
+prior pays for the other (as Mondrian conformal prediction does with classes, Vovk et al. 2005, section
+4.5; here neighbours are interpolated). All of it is in the exported model.
 """
 
 import math
@@ -13,12 +15,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-MAPS = ("isotonic", "conformal")
+MAPS = ("isotonic", "conformal", "local")
 KNOTS = 64
 TAIL = 1e-4
 """The knots lie evenly in log((u + TAIL) / (1 - u + TAIL)): dense in the tails, where 95% is decided."""
 PRIOR_SHARE = 1e-6
 """Of a mapped posterior: what is mapped to nothing in float32 stays possible."""
+PLACES = 9
+"""Means, evenly over the prior range, where `local` has a temperature of its own."""
+MAP_PLACES = 5
+"""Means where `local` has a map of its own: fewer, for a map takes more images than a temperature."""
+SHRINKAGE = 4.0
+"""`local`: so many images' worth of belief at each place that its temperature is the common one."""
+LEAST_WEIGHT = 20.0
+"""With the weight of fewer images a map is mixed with the identity."""
 FLOOR = 1e-3
 """Least slope of a map: no density becomes zero because the calibration split was small."""
 
@@ -27,6 +37,7 @@ class Recalibration(nn.Module):
     """Logits (B, K) of one target -> recalibrated bin probabilities (B, K); the identity until fitted."""
 
     temperature: Tensor
+    coldness: Tensor
     levels: Tensor
     knots: Tensor
 
@@ -34,21 +45,38 @@ class Recalibration(nn.Module):
         super().__init__()
         self.method = method
         self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("levels", _knots().float())
+        if method == "local":
+            self.register_buffer("coldness", torch.ones(PLACES))  # 1 / temperature at each place
+        maps = _knots().float()
+        self.register_buffer("levels", maps.repeat(MAP_PLACES, 1) if method == "local" else maps)
         self.register_buffer("knots", _knots().float(), persistent=False)
 
     def forward(self, logits: Tensor) -> Tensor:
-        probability = (logits / self.temperature).softmax(dim=1)
-        return self._mapped(probability) if self.method in MAPS else probability
+        probability = self._tempered(logits).softmax(dim=1)
+        if self.method not in MAPS:
+            return probability
+        if self.method == "local":
+            return self._mapped(
+                probability, _place_weights(logits, MAP_PLACES) @ self.levels.to(logits.dtype)
+            )
+        return self._mapped(probability, self.levels[None])
 
-    def _mapped(self, probability: Tensor) -> Tensor:
+    def _tempered(self, logits: Tensor) -> Tensor:
+        if self.method != "local":
+            return logits / self.temperature
+        return logits * (_place_weights(logits, PLACES) @ self.coldness.to(logits.dtype))[:, None]
+
+    def _mapped(self, probability: Tensor, levels: Tensor) -> Tensor:
+        """Through the map (1 or B, KNOTS + 1) of the cumulative distribution."""
         cumulative = probability.cumsum(dim=1)
         u = (cumulative / cumulative[:, -1:]).clamp(0, 1)
         reach = math.log((1 + TAIL) / TAIL)
         place = (torch.log((u + TAIL) / (1 - u + TAIL)) / reach + 1) * (KNOTS / 2)
         k = place.clamp(0, KNOTS - 1).to(torch.int64)
         share = (u - self.knots[k]) / (self.knots[k + 1] - self.knots[k])
-        mapped = self.levels[k] + (self.levels[k + 1] - self.levels[k]) * share
+        levels = levels.expand(len(k), -1)
+        low, high = levels.gather(1, k), levels.gather(1, k + 1)
+        mapped = low + (high - low) * share
         share = nn.functional.pad(mapped, (1, 0)).diff(dim=1).clamp_min(0)
         return (1 - PRIOR_SHARE) * share + PRIOR_SHARE / probability.shape[1]
 
@@ -61,13 +89,18 @@ class Recalibration(nn.Module):
         bins = place.to(torch.int64).clamp(max=logits.shape[1] - 1)[:, None]
         temperature = _best_temperature(logits, bins)
         self.temperature.fill_(temperature)
-        probability = (logits / temperature).softmax(dim=1)
+        if self.method == "local":
+            self.coldness.copy_(_best_coldness(logits, bins, 1 / temperature))
+        probability = self._tempered(logits).softmax(dim=1)
         above = probability.gather(1, bins) * (1 - (place[:, None] - bins))
         pit = (probability.cumsum(dim=1).gather(1, bins) - above).squeeze(1).clamp(0, 1)
         if self.method == "isotonic":
             self.levels.copy_(_pit_map(pit))
         elif self.method == "conformal":
-            self.levels.copy_(_conformal_map(pit))
+            self.levels.copy_(_conformal_map(pit, torch.ones_like(pit)))
+        elif self.method == "local":
+            for row, weights in enumerate(_place_weights(logits, MAP_PLACES).T):
+                self.levels[row] = _conformal_map(pit, weights)
 
 
 def _knots() -> Tensor:
@@ -90,6 +123,36 @@ def _best_temperature(logits: Tensor, bins: Tensor) -> float:
     return float(1 / torch.sqrt(low * high))
 
 
+def _place_weights(logits: Tensor, places: int) -> Tensor:
+    """(B, K) -> (B, places), the shares of a linear interpolation at the mean of softmax(logits)."""
+    bins = logits.shape[1]
+    centres = (torch.arange(bins, device=logits.device, dtype=logits.dtype) + 0.5) / bins
+    mean = (logits.softmax(dim=1) * centres).sum(dim=1, keepdim=True) * (places - 1)
+    nodes = torch.arange(places, device=logits.device, dtype=logits.dtype)
+    return (1 - (mean - nodes).abs()).clamp_min(0)
+
+
+def _best_coldness(logits: Tensor, bins: Tensor, common: float) -> Tensor:
+    """(PLACES,) inverse temperatures of least negative log-likelihood, drawn towards the common one.
+
+    The likelihood is convex in them; Newton's method, with steps that keep them within a factor of two.
+    """
+    weights = _place_weights(logits, PLACES)  # (N, PLACES)
+    own = logits.gather(1, bins).squeeze(1)
+    coldness = torch.full((PLACES,), common, dtype=logits.dtype, device=logits.device)
+    for _ in range(40):
+        share = (logits * (weights @ coldness)[:, None]).softmax(dim=1)
+        mean = (share * logits).sum(dim=1)
+        variance = (share * logits.square()).sum(dim=1) - mean.square()
+        # Scale-free: belief counts as so many images whose log-odds have the average variance.
+        belief = SHRINKAGE * variance.mean()
+        slope = weights.T @ (mean - own) + belief * (coldness - common)
+        curvature = (weights * variance[:, None]).T @ weights + belief * torch.eye(PLACES).to(logits)
+        step = torch.linalg.solve(curvature, slope)
+        coldness = torch.clamp(coldness - step, coldness / 2, coldness * 2)
+    return coldness
+
+
 def _pit_map(pit: Tensor) -> Tensor:
     """(KNOTS + 1,) share of truths whose PIT is at most each level: monotone, from 0 to 1."""
     levels = _knots()
@@ -98,12 +161,18 @@ def _pit_map(pit: Tensor) -> Tensor:
     return (1 - FLOOR) * share + FLOOR * levels
 
 
-def _conformal_map(pit: Tensor) -> Tensor:
-    """(KNOTS + 1,) symmetric map: the central interval that held c of the truths becomes the one called c."""
+def _conformal_map(pit: Tensor, weights: Tensor) -> Tensor:
+    """(KNOTS + 1,) symmetric map: the central interval that held c of the truths becomes the one called c.
+
+    `weights` (N,) say how much each image counts; where few do, the map stays near the identity.
+    """
     levels = _knots()
     half_widths = (2 * levels - 1).abs()
     score = (2 * pit - 1).abs()
-    held = (score[None, :] <= half_widths[:, None]).double().sum(dim=1) / (len(pit) + 1)
+    total = weights.sum()
+    held = (score[None, :] <= half_widths[:, None]).double() @ weights / (total + 1)
+    if total < LEAST_WEIGHT:
+        held = held * total / LEAST_WEIGHT + half_widths * (1 - total / LEAST_WEIGHT)
     held[0] = held[-1] = 1.0
     coverage = (1 - FLOOR) * held + FLOOR * half_widths
     return 0.5 + 0.5 * torch.sign(2 * levels - 1) * coverage
