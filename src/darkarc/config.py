@@ -22,6 +22,7 @@ DEFAULT_TARGET = "log10_axion_mass_ev"
 TARGET_CLASS = {
     "log10_axion_mass_ev": "axion",
     "log10_subhalo_mass_msun": "cdm",
+    "n_subhalos": "cdm",
 }
 """Targets that can be regressed (columns of `samples.parquet`) and the one class that has them."""
 
@@ -137,7 +138,12 @@ class ModelConfig(Section):
         le=256,
         description="one more channel: what so many principal components of smooth lenses leave; 0: none",
     )
-    head: Literal["binned", "gaussian"] = "binned"
+    head: Literal["binned", "gaussian", "mixture", "spline", "quantile", "point"] = Field(
+        "binned", description="how the density over the prior range is parametrised; see docs/objectives.md"
+    )
+    components: int = Field(5, ge=2, le=64, description="head: mixture: number of normal distributions")
+    knots: int = Field(16, ge=2, le=256, description="head: spline: pieces of the spline")
+    quantiles: int = Field(31, ge=3, le=255, description="head: quantile: number of quantiles")
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
     recalibration: Literal["none", "temperature", "isotonic", "conformal", "local"] = Field(
         "local", description="how the calibration split mends the widths of the posteriors"
@@ -147,6 +153,18 @@ class ModelConfig(Section):
     )
 
 
+OBJECTIVE_HEADS = {
+    "nll": ("binned", "gaussian", "mixture", "spline"),
+    "crps": ("binned", "gaussian", "mixture", "spline"),
+    "beta_nll": ("gaussian",),
+    "pinball": ("quantile",),
+    "mse": ("point",),
+    "rmse": ("point",),
+    "mae": ("point",),
+    "huber": ("point",),
+}
+"""`train.objective` and the heads that it trains."""
+
 SCHEDULABLE = (
     "model.dropout",
     "model.stochastic_depth",
@@ -154,6 +172,10 @@ SCHEDULABLE = (
     "train.weight_decay",
     "train.label_sigma_dex",
     "train.class_weight",
+    "train.beta",
+    "train.huber_delta",
+    "train.label_smoothing",
+    "train.mixup",
     "train.gradient_clip",
     "train.dihedral",
     "train.rotation",
@@ -190,8 +212,24 @@ class TrainConfig(Section):
     plateau_factor: float = Field(0.3, gt=0, lt=1, description="plateau: the rate is multiplied by this")
     plateau_patience: int = Field(3, ge=0, description="plateau: epochs without gain before that")
     early_stopping: int = Field(0, ge=0, description="epochs without gain before training stops; 0: never")
+    objective: Literal["nll", "crps", "beta_nll", "pinball", "mse", "rmse", "mae", "huber"] = Field(
+        "nll", description="what a target's answer is scored by; see docs/objectives.md"
+    )
+    beta: float = Field(0.5, ge=0, le=1, description="objective: beta_nll: power of the variance")
+    huber_delta: float = Field(
+        0.1, gt=0, description="objective: huber: errors up to this are squared, in units of the target"
+    )
     label_sigma_dex: float = Field(
         0.008, gt=0, description="width of the soft histogram target, in units of the target"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="objective: nll: share of the uniform prior in the label"
+    )
+    mixup: float = Field(
+        0.0, ge=0, description="images and losses are mixed in pairs, shares from Beta(mixup, mixup); 0: off"
+    )
+    target_weight: dict[str, float] = Field(
+        {}, description="weight of a target's loss, by its name; 1 for those not named"
     )
     class_weight: float = Field(0.2, ge=0, description="weight of the class loss beside the target's")
     auxiliary_weight: float = Field(
@@ -243,6 +281,11 @@ class TrainConfig(Section):
     def _parts_of_a_batch(self) -> "TrainConfig":
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} is more than batch_size {self.batch_size}")
+        if self.accumulate > 1 and self.objective == "rmse":
+            raise ValueError(
+                f"accumulate is {self.accumulate}, but the roots of parts do not sum to the root of all: "
+                "set accumulate to 1, or objective to mse"
+            )
         return self
 
 
@@ -323,6 +366,34 @@ class Config(Section):
                 raise ValueError(f"targets.{name}: no such target; known are {', '.join(TARGET_CLASS)}")
             if not low < high:
                 raise ValueError(f"targets.{name}: the prior range [{low:g}, {high:g}] is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits_the_head(self) -> "Config":
+        objective, head = self.train.objective, self.model.head
+        heads = OBJECTIVE_HEADS[objective]
+        if head not in heads:
+            others = [name for name, fits in OBJECTIVE_HEADS.items() if head in fits]
+            raise ValueError(
+                f"train.objective: {objective} does not train model.head: {head}; set model.head to "
+                f"{' or '.join(heads)}, or train.objective to {' or '.join(others)}"
+            )
+        if self.train.label_smoothing and objective != "nll":
+            raise ValueError(
+                f"train.label_smoothing is {self.train.label_smoothing:g}, but {objective} has no label to "
+                "smooth: set it to 0, or train.objective to nll"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weighted_targets_exist(self) -> "Config":
+        for name, weight in self.train.target_weight.items():
+            if name not in self.targets:
+                raise ValueError(
+                    f"train.target_weight.{name}: no such target here; targets has {', '.join(self.targets)}"
+                )
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"train.target_weight.{name}: {weight:g} is no weight: set it to 0 or more")
         return self
 
     @model_validator(mode="after")
@@ -458,7 +529,7 @@ def _template_lines(section: type[BaseModel], depth: int) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             lines += ["", f"{key}:"] if depth == 0 else [f"{indent}{key}:"]
             lines += _template_lines(kind, depth + 1)
-        elif isinstance(default, dict):
+        elif isinstance(default, dict) and default:
             lines += ["", f"{key}:"]
             lines += [f"  {k}: [{low}, {high}]  # prior range" for k, (low, high) in default.items()]
         else:

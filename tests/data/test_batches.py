@@ -73,6 +73,58 @@ def test_a_split_without_samples_or_truths_is_named(tmp_path: Path) -> None:
         ImageSource(store, "train", {"log10_subhalo_mass_msun": (6.0, 11.0)})
 
 
+def test_a_target_that_never_changes_is_refused_with_what_varies(tmp_path: Path) -> None:
+    from darkarc.config import parse
+    from darkarc.data.generate import generate
+
+    simulated = generate(
+        parse({"simulate": {"n_axion": 0, "n_cdm": 12, "n_no_sub": 0}, "device": "cpu"}),
+        tmp_path / "raw",
+        progress=False,
+    )
+    counts = simulated.samples.column("n_subhalos").to_numpy()
+    assert (counts == 25).all()
+    split = ["train"] * 12
+    table = simulated.samples.to_pandas().assign(split=split)
+    writer = StoreWriter(
+        tmp_path / "store",
+        name="t",
+        origin="t",
+        instrument="t",
+        shape=(64, 64),
+        dtype="float32",
+        parameters={},
+    )
+    writer.append(
+        np.array(simulated.images(np.arange(12))),
+        {name: list(table[name]) for name in ("sample_id", "class", "n_subhalos", "split")}
+        | {"log10_subhalo_mass_msun": table["log10_subhalo_mass_msun"].to_numpy()},
+    )
+    store = writer.commit()
+    with pytest.raises(BatchError, match=r"n_subhalos is 25 in all 12 cdm samples.*log10_subhalo_mass_msun"):
+        ImageSource(store, "train", {"n_subhalos": (0.0, 50.0)})
+    truth = ImageSource(store, "train", {"log10_subhalo_mass_msun": (9.0, 11.5)}).truth
+    assert truth.isfinite().all() and truth.std() > 0
+
+
+def test_a_number_of_subhaloes_that_varies_is_a_target(tmp_path: Path) -> None:
+    writer = StoreWriter(
+        tmp_path / "store", name="t", origin="t", instrument="t", shape=(4, 6), dtype="float32", parameters={}
+    )
+    classes = ["cdm"] * 11 + ["axion"]
+    writer.append(
+        np.zeros((12, 4, 6), np.float32),
+        {
+            "sample_id": [f"{i}" for i in range(12)],
+            "class": classes,
+            "n_subhalos": [*range(20, 31), None],
+            "split": ["train"] * 12,
+        },
+    )
+    truth = ImageSource(writer.commit(), "train", {"n_subhalos": (0.0, 50.0)}).truth[:, 0]
+    assert truth[:11].tolist() == list(range(20, 31)) and truth[11].isnan()
+
+
 def test_truths_outside_of_the_prior_are_counted(tmp_path: Path) -> None:
     store = write(tmp_path / "store", "float32", masses=(-24.5, -22.0))
     with pytest.raises(BatchError, match=r"2 of 5 samples .* outside .* widen targets.log10_axion_mass_ev"):

@@ -16,7 +16,7 @@ from darkarc.models import load_regressor, save_regressor
 from darkarc.tracking.tracker import NullTracker
 from darkarc.training import TrainResult, engine, new_regressor, train
 from darkarc.training.checkpoints import newest_checkpoint
-from darkarc.training.objectives import auxiliary_errors, objective
+from darkarc.training.objectives import auxiliary_errors, label_counts, objective
 from tests.training.conftest import write_prepared
 
 Settings = Callable[..., Config]
@@ -43,16 +43,15 @@ def test_the_source_knows_positions_of_all_and_angles_of_axion_lenses(
     assert torch.equal(batch.auxiliary.nan_to_num(9.0), source.auxiliary[[5, 0]].nan_to_num(9.0))
 
 
-def test_the_loss_is_the_mean_square_of_each_column_over_those_that_know_it() -> None:
+def test_errors_are_squares_of_what_is_known() -> None:
     generator = torch.Generator().manual_seed(0)
     estimates, truth = torch.randn(2, 6, 4, generator=generator)
     truth[torch.rand(6, 4, generator=generator) < 0.4] = torch.nan
-    truth[:, 3] = torch.nan
     estimates.requires_grad_()
-    loss = (auxiliary_errors(estimates, truth).sum(dim=0) / truth.isfinite().sum(dim=0).clamp_min(1)).sum()
-    expected = np.nanmean((estimates.detach().numpy() - truth.numpy())[:, :3] ** 2, axis=0).sum()
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
-    loss.backward()
+    errors = auxiliary_errors(estimates, truth)
+    expected = np.nan_to_num((estimates.detach().numpy() - truth.numpy()) ** 2)
+    assert errors.detach().numpy() == pytest.approx(expected, rel=1e-6)
+    errors.sum().backward()
     assert estimates.grad is not None and estimates.grad.isfinite().all()
     assert (estimates.grad[truth.isnan()] == 0).all() and (estimates.grad[~truth.isnan()] != 0).all()
 
@@ -66,6 +65,7 @@ def test_it_enters_the_objective_with_its_weight_and_only_while_training(
     batch = source.batch(torch.arange(16))
     without = objective(regressor, batch, config.train)
     regressor.attach_auxiliary(batch.auxiliary.shape[1])
+    assert label_counts(batch)[2:].tolist() == batch.auxiliary.isfinite().sum(dim=0).tolist()
     untrained = batch.auxiliary.square().nanmean(dim=0).sum()  # the layer starts at 0
     total = objective(regressor, batch, config.train)
     assert total.item() == pytest.approx(without.item() + 0.5 * untrained.item(), rel=1e-5)

@@ -29,7 +29,7 @@ def test_only_samples_with_the_target_are_scored(regressor: Regressor, settings:
     classes = torch.tensor([0, 1, 0, 2])
     train = settings(class_weight=0.7).train
     outputs, logits = regressor.head_outputs(images)
-    losses = target_losses(regressor, outputs, truth, train.label_sigma_dex)
+    losses = target_losses(regressor, outputs, truth, train)
     assert losses.shape == (4, 1)
     assert losses[[1, 3]].tolist() == [[0.0], [0.0]] and (losses[[0, 2]] != 0).all()
     expected = losses[[0, 2]].mean() + 0.7 * functional.cross_entropy(logits, classes)
@@ -39,10 +39,10 @@ def test_only_samples_with_the_target_are_scored(regressor: Regressor, settings:
     assert all(p.grad is None or p.grad.isfinite().all() for p in regressor.parameters())
 
 
-def test_a_broadcast_of_shapes_is_caught(regressor: Regressor) -> None:
+def test_a_broadcast_of_shapes_is_caught(regressor: Regressor, settings: Settings) -> None:
     outputs, _ = regressor.head_outputs(torch.randn(4, 1, 12, 12))
     with pytest.raises(AssertionError):
-        target_losses(regressor, outputs, torch.zeros(4), 0.1)
+        target_losses(regressor, outputs, torch.zeros(4), settings().train)
 
 
 def test_a_batch_without_any_target_trains_the_classes_alone(

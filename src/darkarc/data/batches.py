@@ -15,6 +15,13 @@ from darkarc.simulation.counter import hash_indices
 PRIOR_TOLERANCE = 1e-6
 """A truth this far outside its prior range (in its units) is rounding; it is moved to the edge."""
 
+LEAST_TO_VARY = 10
+"""Among so many samples a target that never changes is a constant, not chance."""
+
+CONSTANT_INSTEAD = {
+    "n_subhalos": " (DeepLense's lenses all have 25; their total mass, log10_subhalo_mass_msun, varies)"
+}
+
 
 class BatchError(ValueError):
     """A split that cannot be trained on or evaluated."""
@@ -125,6 +132,12 @@ def _truth(
     if not np.isfinite(truth).any():
         raise BatchError(
             f"{where}: no {TARGET_CLASS[target]} sample with a {target}, so there is nothing to learn it from"
+        )
+    known = truth[np.isfinite(truth)]
+    if len(known) >= LEAST_TO_VARY and np.ptp(known) == 0:
+        raise BatchError(
+            f"{where}: {target} is {known[0]:g} in all {len(known)} {TARGET_CLASS[target]} samples: there is "
+            f"nothing to learn, take it out of targets{CONSTANT_INSTEAD.get(target, '')}"
         )
     return within_prior(truth, target, prior, where)
 

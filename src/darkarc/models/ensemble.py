@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from darkarc.config import ModelConfig
 from darkarc.models.heads import BinnedHead, Grid
 from darkarc.models.regressor import Prediction, Regressor, RegressorError, RegressorSpec
 
@@ -31,7 +32,9 @@ class Ensemble(Regressor):
         self.members = nn.ModuleList(Regressor(single) for _ in range(spec.members))
         first = cast(Regressor, self.members[0])
         # The mixture's logits are the logarithms of its bins' probabilities, whatever the members' head.
-        self._prepare(spec, BinnedHead, spec.members * first.n_features)
+        self._prepare(
+            spec, BinnedHead(ModelConfig.model_validate(spec.model)), spec.members * first.n_features
+        )
 
     @classmethod
     def of(cls, regressors: Sequence[Regressor]) -> "Ensemble":

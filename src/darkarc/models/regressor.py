@@ -136,7 +136,7 @@ class Regressor(nn.Module):
         self.standardise = Standardise(model, spec.statistics, spec.shape, spec.form)
         self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
         self.dropout = nn.Dropout(model.dropout)
-        self._prepare(spec, HEADS[model.head], self.backbone.n_features)
+        self._prepare(spec, HEADS[model.head](model), self.backbone.n_features)
         self.target_layer = nn.Linear(self.n_features, len(spec.targets) * self.n_outputs)
         self.class_layer = nn.Linear(self.n_features, len(spec.classes))
         for layer in (self.target_layer, self.class_layer):
@@ -144,11 +144,11 @@ class Regressor(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def _prepare(self, spec: RegressorSpec, head: type[Head], n_features: int) -> None:
+    def _prepare(self, spec: RegressorSpec, head: Head, n_features: int) -> None:
         """What stands between the heads' numbers and the answer."""
         model = ModelConfig.model_validate(spec.model)
         self.spec, self.head, self.n_features = spec, head, n_features
-        self.n_outputs = head.n_outputs(model.bins)
+        self.n_outputs = head.n_outputs
         self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
         self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)
         self.novelty: Novelty | None = None

@@ -35,7 +35,7 @@ from darkarc.training.objectives import (
     label_counts,
     objective,
     parts_of,
-    target_losses,
+    target_nll,
     validate,
 )
 from darkarc.training.optimisers import build_optimiser, learning_rate
@@ -318,7 +318,7 @@ def _check_prior(regressor: Regressor, source: ImageSource, settings: TrainConfi
         raise TrainingError(
             f"the {source.split} images give outputs that are not finite: look for NaN or infinite pixels"
         )
-    losses = target_losses(regressor, outputs, batch.truth, settings.label_sigma_dex)
+    losses = target_nll(regressor, outputs, batch.truth, settings)
     known = batch.truth.isfinite()
     for t, (name, grid) in enumerate(zip(regressor.targets, regressor.grids, strict=True)):
         prior = math.log(cast(Grid, grid).high - cast(Grid, grid).low)

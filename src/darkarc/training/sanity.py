@@ -31,7 +31,7 @@ def learn_one_batch(regressor: Regressor, batch: Batch, settings: TrainConfig) -
     Raises `TrainingError` if the loss does not fall. Draws from torch's generator.
     """
     learner = deepcopy(regressor).train()
-    plain = settings.model_copy(update={"weight_decay": 0.0})
+    plain = settings.model_copy(update={"weight_decay": 0.0, "mixup": 0.0, "label_smoothing": 0.0})
     parameters = [p for p in learner.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError("nothing of this model can be trained: no parameter asks for a gradient")
