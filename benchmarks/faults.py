@@ -78,6 +78,16 @@ VERBS = {
 }
 
 
+@dataclass(frozen=True)
+class Calm:
+    """An undisturbed run of one verb: the project before it, what it wrote, and how long it took."""
+
+    before: Path
+    contents: dict[str, str]
+    files: set[str]
+    seconds: float
+
+
 @dataclass
 class Outcome:
     """What became of one verb after its kills."""
@@ -95,33 +105,41 @@ class Outcome:
         return self.same_bytes and not self.leftovers and self.running == 0 and self.versions <= 1
 
 
-def try_verb(name: str, kills: int, seed: int, how: signal.Signals, folder: Path) -> Outcome:
-    """Run a verb undisturbed and, in a copy of the same project, with `kills` kills; compare."""
-    calm, disturbed = folder / "calm", folder / "disturbed"
-    start_project(calm)
-    for earlier in VERBS[name].after:
-        run(calm, VERBS[earlier].arguments)
-    shutil.copytree(calm, disturbed)
-    relocate(calm, disturbed)
-    before = time.monotonic()
-    run(calm, VERBS[name].arguments)
-    seconds = time.monotonic() - before
+def calm_project(folder: Path, verbs: list[str]) -> dict[str, Calm]:
+    """Run the verbs, and those they need, once and undisturbed; a copy of the project before each is kept."""
+    project = folder / "calm"
+    start_project(project)
+    needed = {name for verb in verbs for name in (*VERBS[verb].after, verb)}
+    found = {}
+    for name in (verb for verb in VERBS if verb in needed):
+        before = folder / f"before-{name}"
+        shutil.copytree(project, before)
+        relocate(project, before)
+        started = time.monotonic()
+        run(project, VERBS[name].arguments)
+        seconds = time.monotonic() - started
+        found[name] = Calm(before, contents(project, VERBS[name].outputs), files(project), seconds)
+    return found
+
+
+def try_verb(name: str, calm: Calm, kills: int, seed: int, how: signal.Signals, folder: Path) -> Outcome:
+    """Run a verb with `kills` kills at random moments, then let it end; compare with the undisturbed run."""
+    disturbed = folder / f"disturbed-{name}"
+    shutil.copytree(calm.before, disturbed)
+    relocate(calm.before, disturbed)
     moments = random.Random(f"{name} {seed}")
-    done = 0
-    while done < kills:
-        if not run_and_kill(disturbed, VERBS[name].arguments, moments.uniform(0, seconds), how):
+    for _ in range(kills):
+        if not run_and_kill(disturbed, VERBS[name].arguments, moments.uniform(0, calm.seconds), how):
             remove(disturbed, VERBS[name].outputs)  # it was quicker than the kill: once more from the start
-        done += 1
     run(disturbed, VERBS[name].arguments)
-    outputs = VERBS[name].outputs
     return Outcome(
         verb=name,
         kills=kills,
-        same_bytes=contents(calm, outputs) == contents(disturbed, outputs),
-        leftovers=sorted(files(disturbed) - files(calm)),
+        same_bytes=calm.contents == contents(disturbed, VERBS[name].outputs),
+        leftovers=sorted(files(disturbed) - calm.files),
         running=running(disturbed),
         versions=versions(disturbed),
-        seconds=seconds,
+        seconds=calm.seconds,
     )
 
 
@@ -261,16 +279,18 @@ def main() -> int:
     print("| verb | kills | same bytes | left about | runs RUNNING | registered versions | undisturbed, s |")
     print("|---|---|---|---|---|---|---|", flush=True)
     fine = True
-    for verb in asked.verbs:
-        with tempfile.TemporaryDirectory(prefix="darkarc-faults-") as folder:
-            found = try_verb(verb, asked.kills, asked.seed, how, Path(folder))
-        fine &= found.nothing_lost
-        print(
-            f"| {verb} | {found.kills} | {'yes' if found.same_bytes else 'NO'} | "
-            f"{', '.join(found.leftovers) or 'nothing'} | {found.running} | {found.versions} | "
-            f"{found.seconds:.1f} |",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory(prefix="darkarc-faults-") as name:
+        folder = Path(name)
+        calm = calm_project(folder, asked.verbs)
+        for verb in asked.verbs:
+            found = try_verb(verb, calm[verb], asked.kills, asked.seed, how, folder)
+            fine &= found.nothing_lost
+            print(
+                f"| {verb} | {found.kills} | {'yes' if found.same_bytes else 'NO'} | "
+                f"{', '.join(found.leftovers) or 'nothing'} | {found.running} | {found.versions} | "
+                f"{found.seconds:.1f} |",
+                flush=True,
+            )
     return 0 if fine else 1
 
 

@@ -1,0 +1,34 @@
+"""Every verb, killed at a random moment: the same command ends with the same bytes, and nothing lies about."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import VERBS, Calm, calm_project, try_verb
+
+SEED = 20261124
+KILLED = [verb for verb in VERBS if verb != "tune"]  # tests/tuning/test_faults.py kills studies
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def calm(home: Path) -> dict[str, Calm]:
+    return calm_project(home, KILLED)
+
+
+@pytest.mark.parametrize("verb", KILLED)
+def test_a_kill_loses_nothing(verb: str, calm: dict[str, Calm], home: Path) -> None:
+    found = try_verb(verb, calm[verb], 1, SEED, signal.SIGKILL, home)
+    assert found.nothing_lost, (f"seed {SEED}", found)
+
+
+def test_a_request_to_end_loses_nothing(calm: dict[str, Calm], home: Path) -> None:
+    found = try_verb("train", calm["train"], 1, SEED + 1, signal.SIGTERM, home / "term")
+    assert found.nothing_lost, (f"seed {SEED + 1}", found)
