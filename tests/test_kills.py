@@ -1,4 +1,4 @@
-"""Every verb, killed at a random moment: the same command ends with the same bytes, and nothing lies about."""
+"""Every verb, killed at a random moment: the same command ends with the same bytes and leaves nothing."""
 
 import signal
 from pathlib import Path
