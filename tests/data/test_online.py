@@ -17,6 +17,7 @@ from darkarc.data.prepare import prepare
 from darkarc.data.store import Store
 from darkarc.data.train_images import TrainImages
 from darkarc.simulation import PRESETS, noise_moments, simulate
+from tests.conftest import PROJECT
 from tests.training.conftest import write_prepared
 
 TWO = {"log10_axion_mass_ev": [-24.0, -22.0], "log10_subhalo_mass_msun": [6.0, 12.0]}
@@ -167,3 +168,25 @@ def test_truths_outside_of_the_prior_are_refused(prepared: Store) -> None:
     source = OnlineSource(config(targets={"log10_axion_mass_ev": [-23.5, -22.0]}), prepared)
     with pytest.raises(BatchError, match=r"online axion images: .* widen targets.log10_axion_mass_ev"):
         source.batch(0, torch.arange(64))
+
+
+def test_the_command_line_and_the_pipeline_put_its_store_where_prepare_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+    from typer.testing import CliRunner
+
+    from darkarc.cli import app
+
+    online, simulated = (
+        yaml.safe_load((PROJECT / "sources" / name / "dvc.yaml").read_text())["stages"]["simulate"]
+        for name in ("online", "simulated")
+    )
+    assert online.pop("outs") == ["data/online"] and simulated.pop("outs") == ["data/simulated"]
+    assert online.pop("cmd").endswith("--out data/online") and simulated.pop("cmd")
+    assert online == simulated
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(config(simulate={"n_axion": 2, "n_cdm": 0}).dump()))
+    result = CliRunner().invoke(app, ["simulate", "--workers", "1", "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert len(Store.open("data/online")) == 32

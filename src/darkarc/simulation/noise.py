@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darkarc.simulation.counter import hash_indices, normals, poissons
+from darkarc.simulation.counter import hash_indices, normals
+from darkarc.simulation.poisson import poissons
 from darkarc.simulation.presets import NOISES, Preset, check_choice
 from darkarc.simulation.scenes import NOISE_STREAM, check_stream, random_stream
 
