@@ -1,91 +1,70 @@
-"""What tracking costs a trial: the share of its time that it spends in reports, one result a second.
+"""What tracking costs a trial that reports one result a second: the driver's book, MLflow (SQLite) and table.
 
-Trials sleep one second an epoch and report twelve metrics of it, with a checkpoint, as trainings do; MLflow
-writes to SQLite. Measured in the trials themselves, with the runs in MLflow and without.
+Twelve metrics an epoch, in real time, through the callback that Ray calls for each result: a trial waits
+while the driver is inside it. Without Ray, whose own share `tune_scale.py` has.
 
-    python benchmarks/tune_tracking.py [--epochs 30] [--trials 2]
+    python benchmarks/tune_tracking.py [--epochs 30] [--trials 2 64]
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from types import SimpleNamespace
 
 from tune_scale import tiny_store
 
 from darkarc import config as configuration
-from darkarc.tuning import parse_study, run_study
+from darkarc.tracking import start_run
+from darkarc.tuning import parse_study
 from darkarc.tuning.book import StudyBook
-from darkarc.tuning.ray_session import start_ray
+from darkarc.tuning.callback import StudyCallback
+from darkarc.tuning.display import StudyDisplay
 from darkarc.tuning.runs import TrialRuns
-from darkarc.tuning.study import Study
-from darkarc.tuning.trial import Trainable, TrialSettings
 
 METRICS = 12
-EPOCH_S = 1.0
+RESULT_S = 1.0
 
 
-def sleeping(settings: TrialSettings) -> Trainable:
-    """Trials that train nothing; each row says how long the report before took."""
-    study = Study.model_validate(settings.study)
-
-    def run(trial: dict[str, Any]) -> None:
-        from ray import tune
-
-        waited = 0.0
-        for epoch in range(1, study.budget.epochs + 1):
-            time.sleep(EPOCH_S)
-            values = {f"metric_{i}": epoch + i / METRICS for i in range(METRICS)}
-            row = {"epoch": epoch, "val_mae_dex": 1 / epoch, "train_seconds": 0.0, "waited": waited, **values}
-            ended = "all epochs" if epoch == study.budget.epochs else ""
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "state.json").write_text(json.dumps(row))
-                began = time.perf_counter()
-                tune.report(
-                    {**row, "rows": [row], "position": {}, "schedule": [], "ended": ended},
-                    checkpoint=tune.Checkpoint.from_directory(folder),
-                )
-                waited = time.perf_counter() - began
-
-    return run
-
-
-def measure(tracked: bool, trials: int, epochs: int) -> tuple[float, float]:
-    """(mean seconds in a report, share of the trial's time)"""
-    import ray
-
+def measure(n_trials: int, n_epochs: int) -> tuple[float, float]:
+    """Mean seconds (wall, CPU) inside the callback for one result of one trial."""
     config = configuration.parse({"tracking": {"system_metrics": False}})
+    tree = {
+        "name": "pace",
+        "budget": {"trials": n_trials, "epochs": n_epochs},
+        "algorithm": "random",
+        "space": {"model.dropout": {"uniform": [0.0, 0.5]}},
+        "concurrent": n_trials,
+    }
+    study = parse_study(tree, config)
+    wall = cpu = 0.0
     with tempfile.TemporaryDirectory() as folder:
         store = tiny_store(Path(folder), config)
-        start_ray(trials)
-        tree = {
-            "name": "sleep",
-            "budget": {"trials": trials, "epochs": epochs},
-            "algorithm": "random",
-            "space": {"model.dropout": {"uniform": [0.0, 0.5]}},
-            "concurrent": trials,
-        }
-        study = parse_study(tree, config)
-        off = {name: mock.DEFAULT for name in ("start", "end", "flush", "finish")}
-        with mock.patch.multiple(TrialRuns, **off) if not tracked else nullcontext():
-            run_study(config, study, store, work=Path(folder) / "work", progress=False, trainable=sleeping)
-        ray.shutdown()
-        (path,) = (Path(folder) / "work").glob("*/book.jsonl")
-        identity = json.loads(path.read_text().splitlines()[0])["body"]
-        with StudyBook(path, identity) as book:
-            waits = [
-                row["waited"]
-                for trial in book.trials.values()
-                for epoch, row in trial.rows.items()
-                if epoch > 1  # a row tells of the report before
-            ]
-    mean = statistics.fmean(waits)
-    return mean, mean / (mean + EPOCH_S)
+        with (
+            StudyBook(Path(folder) / "book.jsonl", {}) as book,
+            start_run(config, name="pace", journal=Path(folder) / "parent.jsonl", dataset=store) as parent,
+        ):
+            runs = TrialRuns(config, study, book, parent)
+            with StudyDisplay(study, book, progress=False) as display:
+                callback = StudyCallback(study, book, runs, display, folder)
+                trials = [SimpleNamespace(config={"number": number}) for number in range(n_trials)]
+                for number, trial in enumerate(trials):
+                    book.suggest(number, {"model.dropout": 0.1}, {})
+                    callback.log_trial_start(trial)
+                for epoch in range(1, n_epochs + 1):
+                    due = time.monotonic() + RESULT_S
+                    for trial in trials:
+                        values = {f"metric_{i}": epoch + i / METRICS for i in range(METRICS)}
+                        row = {"epoch": epoch, "val_mae_dex": 1 / epoch, "train_seconds": epoch, **values}
+                        result = {"rows": [row], "position": {}, "schedule": [], "ended": "", "epoch": epoch}
+                        began = time.perf_counter(), time.process_time()
+                        callback.log_trial_result(epoch, trial, result)
+                        callback.on_step_end(epoch, trials)
+                        wall += time.perf_counter() - began[0]
+                        cpu += time.process_time() - began[1]
+                    time.sleep(max(0.0, due - time.monotonic()))
+                runs.finish(patience_s=10)
+    return wall / n_epochs / n_trials, cpu / n_epochs / n_trials
 
 
 def main() -> None:
@@ -93,12 +72,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--trials", type=int, nargs="+", default=[2, 64])
     arguments = parser.parse_args()
-    for tracked in (False, True):
-        mean, share = measure(tracked, arguments.trials, arguments.epochs)
-        name = "with MLflow" if tracked else "without"
-        print(f"{name:12} {1e3 * mean:6.1f} ms a report, {100 * share:.2f}% of the trial's time", flush=True)
+    for n_trials in arguments.trials:
+        wall, cpu = measure(n_trials, arguments.epochs)
+        print(
+            f"{n_trials:3d} trials: {1e3 * wall:5.2f} ms a result ({1e3 * cpu:.2f} ms of CPU), "
+            f"{100 * wall / RESULT_S:.2f}% of a trial's time",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
