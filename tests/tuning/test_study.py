@@ -52,6 +52,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         ({"space": {"model.head": {"choice": ["binned", "bin"]}}}, "model.head: .*found 'bin'"),
         ({"space": {"prepare.mass_bins": {"integer": [1, 4]}}}, "only model and train can vary"),
         ({"space": {"train.epochs": {"integer": [1, 4]}}}, "budget.epochs is the length"),
+        ({"space": {"train.members": {"integer": [1, 4]}}}, "a trial trains one member; set it in params"),
+        (
+            {"space": {"model.recalibration": {"choice": ["none", "local"]}}},
+            "it mends a model that is trained",
+        ),
         ({"space": {"train.epochs": {"uniform": [2, 1]}}}, r"found \[2, 1\]"),
         ({"points": [{"model.width": 1.0}]}, r"points\[0\]: model.width is not in the space"),
         ({"points": [{"model.dropout": 0.7}]}, r"points\[0\]: model.dropout: 0.7 is outside"),

@@ -19,6 +19,16 @@ AlgorithmName = Literal["random", "grid", "points", "tpe", "gp", "cmaes", "nsga2
 SchedulerName = Literal["none", "asha", "hyperband", "median", "pbt", "pb2"]
 SEARCHED_SECTIONS = ("model", "train")
 
+NOT_SEARCHED = {
+    "train.epochs": "budget.epochs is the length of every trial",
+    "train.schedule": "budget.epochs is the length of every trial",
+    "train.members": "a trial trains one member; set it in params.yaml for the final training",
+    "train.sanity": "no trial checks itself; the final training does",
+    "model.recalibration": "it mends a model that is trained, and no trial gets that far",
+    "model.novelty": "it is fitted to a model that is trained, and no trial gets that far",
+}
+"""Keys without effect in a trial, and why."""
+
 
 class StudyError(ValueError):
     """A study that cannot be run or has failed; the message names the file, the key and the remedy."""
@@ -179,8 +189,8 @@ def wrong_key(key: str, config: Config) -> str:
         return f"{key}: no such parameter" + (
             f"; did you mean {near[0]}?" if near else "; see docs/parameters.md for every key"
         )
-    if key in ("train.epochs", "train.schedule"):
-        return f"{key}: cannot be searched; budget.epochs is the length of every trial"
+    if key in NOT_SEARCHED:
+        return f"{key}: cannot be searched; {NOT_SEARCHED[key]}"
     if key.partition(".")[0] not in SEARCHED_SECTIONS:
         return (
             f"{key}: a search trains on one prepared store, so only {' and '.join(SEARCHED_SECTIONS)} can "

@@ -49,6 +49,7 @@ def trial_config(config: Config, study: Study, assignment: Assignment) -> Config
     on_gpu = study.resources.gpus > 0
     fixed = {
         "train.epochs": study.budget.epochs,
+        "train.sanity": False,  # once, before the final training, is enough
         "device": "cuda" if on_gpu else "cpu",
         # Memory-mapped on the CPU: trials of a machine then share one copy of the pixels.
         "data.memory_gb": config.data.memory_gb if on_gpu else 1e-9,
