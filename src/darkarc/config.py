@@ -116,6 +116,12 @@ class ModelConfig(Section):
     width: float = Field(1.0, gt=0, le=8, description="multiplies every channel count of the backbone")
     dropout: float = Field(0.0, ge=0, lt=1, description="before the heads")
     stochastic_depth: float = Field(0.0, ge=0, lt=1, description="drop rate of the last residual branch")
+    drop_block: float = Field(
+        0.0, ge=0, le=0.5, description="share of the last stages' maps that DropBlock blanks, in patches"
+    )
+    norm: Literal["native", "batch", "group", "layer"] = Field(
+        "native", description="normalisation inside the backbone; native: its paper's own"
+    )
     normalisation: Literal["image", "dataset"] = Field(
         "dataset", description="standardise by each image's own mean and deviation, or by the train split's"
     )
@@ -168,6 +174,7 @@ OBJECTIVE_HEADS = {
 SCHEDULABLE = (
     "model.dropout",
     "model.stochastic_depth",
+    "model.drop_block",
     "train.learning_rate",
     "train.weight_decay",
     "train.label_sigma_dex",

@@ -1,6 +1,6 @@
 """Images to posteriors: backbones, heads, the `Regressor` and its `Posterior`."""
 
-from darkarc.models.backbones import BACKBONES, Backbone
+from darkarc.models.backbones import BACKBONES, Backbone, BackboneError
 from darkarc.models.ensemble import Ensemble
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.novelty import RARE, VERY_RARE, Novelty
@@ -29,6 +29,7 @@ __all__ = [
     "RARE",
     "VERY_RARE",
     "Backbone",
+    "BackboneError",
     "Ensemble",
     "Grid",
     "Head",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from darkarc.config import CLASSES, TARGET_CLASS, ModelConfig
-from darkarc.models.backbones import BACKBONES
+from darkarc.models.backbones import BACKBONES, BackboneError
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.novelty import Novelty
 from darkarc.models.posterior import Posterior
@@ -134,7 +134,10 @@ class Regressor(nn.Module):
                 f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone!r}"
             )
         self.standardise = Standardise(model, spec.statistics, spec.shape, spec.form)
-        self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
+        try:
+            self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
+        except BackboneError as error:
+            raise RegressorError(str(error)) from error
         self.dropout = nn.Dropout(model.dropout)
         self._prepare(spec, HEADS[model.head](model), self.backbone.n_features)
         self.target_layer = nn.Linear(self.n_features, len(spec.targets) * self.n_outputs)

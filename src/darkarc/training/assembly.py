@@ -4,7 +4,7 @@ from darkarc.config import Config
 from darkarc.data.form import data_form
 from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
-from darkarc.models import Regressor, RegressorSpec
+from darkarc.models import BACKBONES, Regressor, RegressorSpec
 from darkarc.simulation import get_preset
 from darkarc.training.smooth_lenses import fit_preprocessing
 
@@ -50,12 +50,16 @@ def lens_residual(config: Config, form: dict[str, str] | None) -> str:
     """What `model.lens_residual` means for these images. Raises `TrainingError` if that cannot be.
 
     A mirrored source is no source of the preset, and a lens that was moved stands elsewhere: neither fits.
+    A backbone that must not see any orientation does not get the fitted lens's.
     """
     wanted, train = config.model.lens_residual, config.train
     mirrored = train.dihedral in ("flips", "full")
     moved = train.rotation > 0 or train.shift_pixels > 0
     if wanted == "auto":
-        return "none" if form is None or mirrored or moved else "compact"
+        # An unknown backbone is the regressor's error.
+        recipe = BACKBONES.get(config.model.backbone)
+        oriented = recipe is None or not recipe.symmetric
+        return "compact" if form is not None and oriented and not (mirrored or moved) else "none"
     if wanted != "none" and form is None:
         raise TrainingError(
             f"model.lens_residual is {wanted}, but the preset, noise and distances of these images are not "

@@ -47,5 +47,6 @@ def _code_digest() -> str:
         origin = Path(spec.origin)
         files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
         for file in files:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+            place = file.relative_to(origin.parent).as_posix()
+            digest.update(place.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -234,7 +234,7 @@ def _wrong_values(study: Study, config: Config) -> list[str]:
 
 
 def unknown_names(config: Config) -> dict[str, str]:
-    """Names that the configuration leaves to a registry, and which it does not have: key to problem."""
+    """Names that a registry lacks, and options that the backbone cannot honour: key to problem."""
     from darkarc.models import BACKBONES, HEADS
 
     problems = {}
@@ -244,6 +244,11 @@ def unknown_names(config: Config) -> dict[str, str]:
     ):
         if name not in known:
             problems[key] = f"no such {key.partition('.')[2]} {name!r}; known are {', '.join(known)}"
+    if "model.backbone" not in problems:
+        problem = BACKBONES[config.model.backbone].problem(config.model)
+        if problem is not None:
+            key, _, text = problem.partition(": ")
+            problems[key] = text
     return problems
 
 
