@@ -113,6 +113,8 @@ def changed(make: Make, **options: object) -> bool:
         {"backbone": "efficientnet_b0"},
         {"width": 0.5},
         {"dropout": 0.5},
+        {"drop_block": 0.4},
+        {"norm": "group"},
         {"normalisation": "image"},
         {"background": "border_median"},
         {"stretch": "asinh"},
@@ -176,3 +178,5 @@ def test_a_specification_of_another_kind_is_refused(spec: Callable[..., Regresso
             RegressorSpec.from_json(json.dumps(tree | change))
     with pytest.raises(RegressorError, match="backbone"):
         Regressor(spec(backbone="vgg"))
+    with pytest.raises(RegressorError, match=r"model\.drop_block: vit_tiny"):
+        Regressor(spec(backbone="vit_tiny", drop_block=0.1))

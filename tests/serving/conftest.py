@@ -87,7 +87,7 @@ def make_regressor(statistics: dict[str, Any], train_images: np.ndarray) -> Make
         with torch.no_grad():
             # Everything that starts at nought or one would hide a mistake in its export.
             for module in regressor.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.weight.uniform_(0.5, 1.5, generator=generator)
                     module.bias.normal_(0, 0.1, generator=generator)
                     module.momentum = None  # the running statistics become those of the images below

@@ -190,3 +190,17 @@ def test_changed_code_starts_over(
     assert before == fingerprint.training_digest(config, prepared)
     monkeypatch.setattr(fingerprint, "_code_digest", lambda: "another code")
     assert fingerprint.training_digest(config, prepared) != before
+
+
+def test_code_in_folders_of_folders_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from darkarc.training import fingerprint
+
+    deep = tmp_path / "laboratory" / "nets"
+    deep.mkdir(parents=True)
+    for folder in (deep.parent, deep):
+        (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fingerprint, "_SOURCES", ("laboratory",))
+    before = fingerprint._code_digest()
+    (deep / "__init__.py").write_text("depth = 18")
+    assert fingerprint._code_digest() != before
