@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from darkarc.cli import app
 from darkarc.config import ServeConfig
 from darkarc.serving.web import PageServer, ServeError, read_token, server
 from darkarc.serving.web.page import FILES, build
+from darkarc.serving.web.pool import WorkerPool
 from darkarc.serving.web.uploads import Refused, shown_name
 
 TOKEN = "correct horse battery staple"
@@ -46,8 +49,8 @@ class RecordingPool:
 
 def client(pool=None, *, base: str = HERE, limits: dict | None = None, **settings) -> TestClient:
     made = PageServer("model.onnx", ServeConfig(**limits or {}), **settings)
-    app = build(made, pool or RecordingPool())
-    return TestClient(app, base_url=base, raise_server_exceptions=False, follow_redirects=False)
+    page = build(made, pool or RecordingPool())
+    return TestClient(page, base_url=base, raise_server_exceptions=False, follow_redirects=False)
 
 
 def upload(*names: str, content: bytes = b"pixels"):
@@ -306,8 +309,11 @@ def listening(monkeypatch):
     """A real server without workers, on the loopback: its port, and its pool."""
     monkeypatch.setattr(server, "HEADER_S", 0.4)
     pool = RecordingPool()
-    app = build(PageServer("model.onnx", ServeConfig(max_file_mb=1, max_request_mb=1, timeout_s=0.7)), pool)
-    config = uvicorn.Config(app, http=server.PatientProtocol, ws="none", lifespan="off", log_level="critical")
+    limits = ServeConfig(max_file_mb=1, max_request_mb=1, timeout_s=0.7)
+    page = build(PageServer("model.onnx", limits), pool)
+    config = uvicorn.Config(
+        page, http=server.PatientProtocol, ws="none", lifespan="off", log_level="critical"
+    )
     running = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -361,3 +367,44 @@ def test_what_is_too_large_is_refused_before_it_is_sent(listening):
     answer = exchange(port, head, *[piece] * 12, b"0\r\n\r\n")
     assert b" 413 " in answer.partition(b"\r\n")[0] and b"MB" in answer
     assert pool.seen == []
+
+
+def test_the_command_takes_parameters_and_options(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        "darkarc.serving.web.run_page", lambda settings, ready: started.append((settings, ready))
+    )
+    monkeypatch.delenv("DARKARC_SERVE_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)  # no params.yaml: the defaults count
+    run = CliRunner().invoke
+    assert run(app, ["serve", "m.onnx"]).exit_code == 0
+    assert run(app, ["serve", "m.onnx", "-S", "serve.port=8123", "-S", "serve.workers=3"]).exit_code == 0
+    words = ["--host", "0.0.0.0", "--port", "8200", "--allowed-host", "lens.example.org", "--gate", "0.7"]
+    assert run(app, ["serve", "m.onnx", *words]).exit_code == 0
+    plain, chosen, open_ = (settings for settings, _ in started)
+    assert (plain.model, plain.host, plain.port, plain.token, plain.gate) == (
+        "m.onnx",
+        "127.0.0.1",
+        8000,
+        None,
+        0.5,
+    )
+    assert (chosen.port, len(WorkerPool(chosen, "m.onnx")._workers)) == (8123, 3)
+    assert (open_.port, open_.gate, len(open_.token)) == (8200, 0.7, 32)
+    assert "lens.example.org" in open_.allowed_hosts and "0.0.0.0" not in open_.allowed_hosts
+    assert open_.address == "http://lens.example.org:8200/"
+    (tmp_path / "params.yaml").write_text("serve: {port: 8300}\n")
+    assert run(app, ["serve", "m.onnx"]).exit_code == 0
+    assert started[-1][0].port == 8300
+
+
+def test_a_drawn_token_is_printed_and_a_given_one_is_not(tmp_path, monkeypatch):
+    facts = {"target_name": "axion mass", "instrument": "model_iii", "sha256": "0" * 64}
+    monkeypatch.setattr("darkarc.serving.web.run_page", lambda settings, ready: ready(settings, facts))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DARKARC_SERVE_TOKEN", raising=False)
+    drawn = CliRunner().invoke(app, ["serve", "m.onnx", "--token"]).output
+    assert re.search(r"open http://127\.0\.0\.1:8000/login\?token=\S{32}; ", drawn)
+    monkeypatch.setenv("DARKARC_SERVE_TOKEN", TOKEN)
+    given = CliRunner().invoke(app, ["serve", "m.onnx"]).output
+    assert "open http://127.0.0.1:8000/; " in given and TOKEN not in given
