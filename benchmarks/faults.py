@@ -198,7 +198,7 @@ def run(folder: Path, arguments: tuple[str, ...]) -> None:
         command(arguments), cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600
     )
     if ended.returncode:
-        raise SystemExit(
+        raise RuntimeError(
             f"{' '.join(arguments)} in {folder}: status {ended.returncode}\n{ended.stderr[-3000:]}"
         )
 

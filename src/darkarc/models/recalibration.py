@@ -74,7 +74,7 @@ class Recalibration(nn.Module):
         place = (torch.log((u + TAIL) / (1 - u + TAIL)) / reach + 1) * (KNOTS / 2)
         k = place.clamp(0, KNOTS - 1).to(torch.int64)
         share = (u - self.knots[k]) / (self.knots[k + 1] - self.knots[k])
-        levels = levels.expand(len(k), -1)
+        levels = levels.expand(k.shape[0], -1)
         low, high = levels.gather(1, k), levels.gather(1, k + 1)
         mapped = low + (high - low) * share
         share = nn.functional.pad(mapped, (1, 0)).diff(dim=1).clamp_min(0)
