@@ -41,6 +41,9 @@ def test_onnx_equals_torch_for_any_batch(make_regressor, lenses, tmp_path, model
             expected = regressor(images)
         answer = exported(images)
         for ours, theirs in zip(expected, answer, strict=True):
+            if ours is None or theirs is None:
+                assert ours is theirs
+                continue
             assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert largest_difference(expected, answer, regressor) < 1e-4
     for target in regressor.targets:
