@@ -185,8 +185,6 @@ SCHEDULABLE = (
     "train.mixup",
     "train.gradient_clip",
     "train.dihedral",
-    "train.rotation",
-    "train.shift_pixels",
     "train.noise_augmentation",
 )
 """Keys that may change between epochs: none changes the shape of a weight or the order of the data."""

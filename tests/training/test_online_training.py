@@ -16,7 +16,14 @@ from darkarc.data.online import OnlineSource
 from darkarc.data.prepare import prepare
 from darkarc.data.store import Store
 from darkarc.tracking.tracker import NullTracker
-from darkarc.training import TrainingInterrupted, TrainResult, engine, train, training_digest
+from darkarc.training import (
+    TrainingError,
+    TrainingInterrupted,
+    TrainResult,
+    engine,
+    train,
+    training_digest,
+)
 from tests.data.test_online import config as online_config
 
 TRAIN = {"epochs": 2, "batch_size": 16}
@@ -151,3 +158,16 @@ def test_the_residual_channel_is_fitted_to_the_train_splits_smooth_lenses(prepar
         BatchError, match=r"give it more of them \(simulate.n_no_sub\), or set model.residual"
     ):
         engine.new_regressor(too_many, prepared)
+
+
+@pytest.mark.parametrize("moved", [{"rotation": 3.0}, {"shift_pixels": 1}], ids=["rotation", "shift"])
+def test_a_lens_that_is_moved_is_not_fitted_where_it_stood(prepared: Store, moved: dict[str, Any]) -> None:
+    lenses = [
+        engine.new_regressor(config(train=TRAIN | train), prepared).spec.model["lens_residual"]
+        for train in ({}, moved, {"noise_augmentation": 1.0})
+    ]
+    assert lenses == ["compact", "none", "compact"]
+    with pytest.raises(TrainingError, match=r"train.rotation or train.shift_pixels moves it: set those to 0"):
+        engine.new_regressor(
+            config(train=TRAIN | moved, model=MODEL | {"lens_residual": "compact"}), prepared
+        )
