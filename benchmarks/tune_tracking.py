@@ -77,8 +77,8 @@ def main() -> None:
     for n_trials in arguments.trials:
         wall, cpu = measure(n_trials, arguments.epochs)
         print(
-            f"{n_trials:3d} trials: {1e3 * cpu:5.2f} ms of CPU a result, {100 * cpu / RESULT_S:.2f}% of a trial's "
-            f"time; {1e3 * wall:.2f} ms on this machine as busy as it is",
+            f"{n_trials:3d} trials: {1e3 * cpu:5.2f} ms of CPU a result, {100 * cpu / RESULT_S:.2f}% of a "
+            f"trial's time; {1e3 * wall:.2f} ms on this machine as busy as it is",
             flush=True,
         )
 

@@ -88,9 +88,11 @@ def train(
     say(f"{out}: best epoch {result.best_epoch}, validation MAE {best['val_mae_dex']:.4f} dex")
 
 
-@verb("darkarc benchmark experiments/benchmark-tiny.yaml --out reports/benchmark")
+@verb("darkarc benchmark experiments/benchmark.yaml --out reports/benchmark")
 def benchmark(
-    plan: Annotated[Path, typer.Argument(help="What is compared, as a file.")],
+    plan: Annotated[Path, typer.Argument(help="What is compared, as a file.")] = Path(
+        "experiments/benchmark.yaml"
+    ),
     prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
     out: Annotated[Path, typer.Option(help="Folder for the table and its figure.")] = REPORTS / "benchmark",
     storage: Annotated[
