@@ -184,10 +184,12 @@ SCHEDULABLE = (
     "train.label_smoothing",
     "train.mixup",
     "train.gradient_clip",
-    "train.dihedral",
     "train.noise_augmentation",
 )
-"""Keys that may change between epochs: none changes the shape of a weight or the order of the data."""
+"""Keys that may change between epochs: none changes the shape of a weight or the order of the data.
+
+Not `train.dihedral`: mirrored images take the fitted lens away (`model.lens_residual`), and with it channels.
+"""
 
 
 class ScheduleStep(Section):
