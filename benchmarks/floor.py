@@ -22,8 +22,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.evaluation.floor_oracle import sample
-
 from darkarc.durable import write_file
 from darkarc.evaluation.floor.bank import make_bank
 from darkarc.evaluation.floor.beside import expected_error
@@ -34,6 +32,7 @@ from darkarc.evaluation.floor.store import even_sample
 from darkarc.evaluation.metrics import LEVELS, coverage, uniform_distance
 from darkarc.models import Posterior
 from darkarc.simulation import draw_scenes, render
+from tests.evaluation.floor_oracle import sample
 
 TARGET = "log10_axion_mass_ev"
 FINE = 8192

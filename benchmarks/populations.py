@@ -5,8 +5,8 @@
 
 For each mass a pool of lenses is simulated and answered once; each population is drawn from it without
 repeats (two of 100 lenses share 100 / pool of them on average). With a regressor, the joint posterior is
-computed twice: as the plain product, and with the correlation of errors that was fitted on the calibration
-split of its training (`darkarc.models.population_errors`). Every lens is axion-like here, and said to be.
+computed twice: as the plain product, and mended by what its training found out about common errors
+(`darkarc.models.population_errors`). Every lens is axion-like here, and said to be.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from darkarc.config import parse
 from darkarc.data.form import data_form
 from darkarc.data.store import Store
 from darkarc.evaluation.floor import exact_posterior
-from darkarc.models import Posterior, Regressor, combine
+from darkarc.models import PopulationErrors, Posterior, Regressor, combine
 from darkarc.models.population_errors import KEY
 from darkarc.serving import load
 from darkarc.simulation import simulate
@@ -32,7 +32,9 @@ FINE = 8192
 """Bins of exact posteriors: those of many light lenses are far narrower than a 256th of the prior."""
 
 
-def table(name: str, pool: Posterior, mass: float, args: argparse.Namespace, correlation: float) -> None:
+def table(
+    name: str, pool: Posterior, mass: float, args: argparse.Namespace, errors: PopulationErrors
+) -> None:
     """Print coverage and width for every number of lenses."""
     rng = np.random.default_rng(args.seed)
     for size in args.sizes:
@@ -41,7 +43,7 @@ def table(name: str, pool: Posterior, mass: float, args: argparse.Namespace, cor
         inside, width = [], []
         for _ in range(args.populations):
             chosen = rng.choice(len(pool), size, replace=False)
-            joint = combine(pool[chosen], axion_share=1.0, correlation=correlation)
+            joint = combine(pool[chosen], axion_share=1.0, errors=errors)
             intervals = [joint.interval(level)[0] for level in LEVELS]
             inside.append([low <= mass <= high for low, high in intervals])
             width.append(intervals[0][1] - intervals[0][0])
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    preset, noise, correlation, regressor = args.preset, args.noise, 0.0, None
+    preset, noise, errors, regressor = args.preset, args.noise, PopulationErrors(), None
     if not args.exact:
         regressor = load(args.model)
         store = Store.open(args.prepared)
@@ -74,10 +76,10 @@ def main() -> None:
         preset, noise = form.preset or preset, form.noise or noise
         if "correlation" not in regressor.spec.statistics.get(KEY, {}) and isinstance(regressor, Regressor):
             fit_population(parse({}), regressor, store)
-        correlation = regressor.spec.statistics[KEY]["correlation"]
-        print(
-            f"correlation of errors {correlation:.4f}: {1 / max(correlation, 1e-9):.0f} lenses at most count"
-        )
+        errors = PopulationErrors.of(regressor.spec.statistics[KEY])
+        print(f"correlation of errors {errors.correlation:.4f}; masses are read higher by")
+        read = zip(errors.mass, errors.read_as, strict=True)
+        print("  " + ", ".join(f"{g - m:+.3f} ({m:.2f})" for m, g in read), flush=True)
     sigma = [np.sqrt(level * (1 - level) / args.populations) for level in LEVELS]
     print(f"{args.populations} populations each: chance +- {sigma[0]:.3f} at 68%, +- {sigma[1]:.3f} at 95%")
     print("posterior       mass lenses   68%     95%   width of 68% (dex)")
@@ -86,11 +88,11 @@ def main() -> None:
             preset, log10_mass_ev=np.full(args.pool, mass), noise=noise, seed=1000 + k, dtype="float32"
         )
         if regressor is None:
-            table("exact", exact_posterior(images, preset, noise, bins=FINE), mass, args, 0.0)
+            table("exact", exact_posterior(images, preset, noise, bins=FINE), mass, args, errors)
             continue
         pool = regressor.predict(images.astype(np.float32))
-        table("product", pool, mass, args, 0.0)
-        table("correlated", pool, mass, args, correlation)
+        table("product", pool, mass, args, PopulationErrors())
+        table("mended", pool, mass, args, errors)
 
 
 if __name__ == "__main__":

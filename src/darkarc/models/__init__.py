@@ -5,6 +5,7 @@ from darkarc.models.ensemble import Ensemble
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.novelty import RARE, VERY_RARE, Novelty
 from darkarc.models.population import Population, PopulationError, combine, join
+from darkarc.models.population_errors import PopulationErrors
 from darkarc.models.posterior import Posterior, PosteriorError
 from darkarc.models.preprocessing import StatisticsError
 from darkarc.models.recalibration import Recalibration
@@ -36,6 +37,7 @@ __all__ = [
     "Novelty",
     "Population",
     "PopulationError",
+    "PopulationErrors",
     "Posterior",
     "PosteriorError",
     "Prediction",

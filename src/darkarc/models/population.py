@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
+from darkarc.models.population_errors import PopulationErrors
 from darkarc.models.posterior import Posterior
 
 Floats = NDArray[np.float64]
@@ -49,7 +50,7 @@ def combine(
     prior: ArrayLike | None = None,
     axion_share: float | Literal["unknown"] | None = None,
     trained_share: float | None = None,
-    correlation: float = 0.0,
+    errors: PopulationErrors | None = None,
 ) -> Posterior:
     """The posterior of one particle mass shared by all N lenses, of length 1; see `join`."""
     return join(
@@ -57,7 +58,7 @@ def combine(
         prior=prior,
         axion_share=axion_share,
         trained_share=trained_share,
-        correlation=correlation,
+        errors=errors,
     ).posterior
 
 
@@ -67,7 +68,7 @@ def join(
     prior: ArrayLike | None = None,
     axion_share: float | Literal["unknown"] | None = None,
     trained_share: float | None = None,
-    correlation: float = 0.0,
+    errors: PopulationErrors | None = None,
 ) -> Population:
     """The posterior of one particle mass shared by all N lenses, the prior counted once.
 
@@ -86,9 +87,9 @@ def join(
         "unknown": integrated out, uniform between 0 and 1.
     trained_share: the share of axion-like images in training; needed to rescale c_i to another share,
         by Bayes' theorem: the odds of c_i are multiplied by the ratio of the two shares' odds.
-    correlation: of the errors that the regressor makes on different lenses of one mass
-        (`darkarc.models.population_errors`). N lenses are then worth N / (1 + (N - 1) correlation), and
-        the log-likelihood is multiplied by 1 / (1 + (N - 1) correlation). 0: exact posteriors.
+    errors: what the regressor's errors on lenses of one mass have in common
+        (`PopulationErrors.of(regressor.spec.statistics["population"])`). Default: nothing, as for exact
+        posteriors.
 
     The mean of the class probabilities over the lenses is the joint posterior's.
     Raises `PopulationError`.
@@ -100,12 +101,14 @@ def join(
     n = len(posterior)
     if n == 0:
         raise PopulationError("expected the posteriors of at least one lens, found none")
-    if not 0 <= correlation <= 1:
-        raise PopulationError(f"correlation: expected a number in [0, 1], found {correlation!r}")
+    errors = errors or PopulationErrors()
+    if not 0 <= errors.correlation <= 1:
+        raise PopulationError(f"correlation: expected a number in [0, 1], found {errors.correlation!r}")
     log_prior = np.log(_prior(prior, posterior))
     with np.errstate(divide="ignore"):
         log_ratio = np.log(posterior.density) - log_prior
-    power = 1 / (1 + (n - 1) * correlation)
+    log_ratio = errors.read(posterior.centres, log_ratio, n)
+    power = errors.power(n)
     share = share_probability = None
     if axion_share == UNKNOWN:
         log_axion, log_other = _log_class_likelihood(posterior, trained_share)

@@ -12,7 +12,7 @@ import numpy as np
 from darkarc.config import DEFAULT_TARGET
 from darkarc.data.readers import iter_images
 from darkarc.durable import write_file
-from darkarc.models import Population, PopulationError, Posterior, Regressor, join
+from darkarc.models import Population, PopulationError, PopulationErrors, Posterior, Regressor, join
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.models.population import UNKNOWN
 from darkarc.models.population_errors import KEY
@@ -99,8 +99,8 @@ def combine_files(
     axion_share: share of axion-like lenses among these: a number, "unknown" (integrated out), "trained" (as
         in training). Default: "unknown" where the regressor knows its training share, else "trained".
 
-    The regressor's own correlation of errors (`darkarc.models.population_errors`) keeps large populations
-    honest; for a regressor without one, and more than one lens, the document says that none was applied.
+    What the regressor knows of its common errors (`darkarc.models.population_errors`) keeps large populations
+    honest; for a regressor that knows nothing the document says so.
     Raises `PopulationError`.
     """
     from darkarc.serving.combine_figure import combine_figure
@@ -114,8 +114,7 @@ def combine_files(
             "as a number or as trained, or train it again"
         )
     lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged)
-    correlation = float(known.get("correlation", 0.0))
-    options: dict[str, Any] = {"correlation": correlation}
+    options: dict[str, Any] = {"errors": PopulationErrors.of(known)}
     if share != "trained":
         options |= {"axion_share": share, "trained_share": trained if share != 1 else None}
     steps = growing(len(lenses.names))

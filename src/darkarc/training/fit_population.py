@@ -1,23 +1,34 @@
-"""After training: how much the errors on lenses of one mass have in common, from the calibration split."""
+"""After training: what the errors on lenses of one mass have in common, from lenses training never saw."""
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from darkarc.config import DEFAULT_TARGET, TARGET_CLASS, Config
+from darkarc.data.form import data_form
 from darkarc.data.store import Store
-from darkarc.models import Regressor
-from darkarc.models.population_errors import KEY, fit_correlation
+from darkarc.models import Ensemble, PopulationErrors, Posterior, Regressor
+from darkarc.models.population_errors import KEY, fit_correlation, fit_correlation_of_pools, fit_read_as
+from darkarc.simulation import draw_scenes, get_preset, render
 
+MASSES = 21
+MOST_LENSES, LEAST_LENSES = 260, 60
+"""Simulated at each mass: as many in all as there are axion images in training, within these."""
+FOR_BIAS = 0.6
+"""Share of a mass's lenses that tell how it is read; the others tell what is common beyond that."""
 MOST_IMAGES = 4000
 """Of the calibration split: more would not make the correlation any better known."""
 
 
-def fit_population(config: Config, regressor: Regressor, prepared: Store) -> dict[str, float]:
+def fit_population(config: Config, regressor: Regressor | Ensemble, prepared: Store) -> dict[str, float]:
     """Put `population` into the regressor's statistics; returns what to log.
 
-    The share of axion-like images in training, and the correlation of errors where the calibration split
-    has images enough to fit it. Nothing for regressors without the axion mass.
+    The share of axion-like images in training; how masses are read and the correlation of errors, from
+    simulated lenses of single masses where the form of the images is known and training had enough of them,
+    else the correlation alone, from the calibration split, where that has enough. Nothing for regressors
+    without the axion mass.
     """
     if DEFAULT_TARGET not in regressor.targets:
         return {}
@@ -25,15 +36,68 @@ def fit_population(config: Config, regressor: Regressor, prepared: Store) -> dic
     kind = TARGET_CLASS[DEFAULT_TARGET]
     train = samples.filter(pc.equal(samples["split"], "train"))
     axions = pc.sum(pc.equal(train["class"], kind)).as_py() or 0
-    known: dict[str, float] = {"axion_share": axions / max(len(train), 1)}
-    own = pc.and_(pc.equal(samples["split"], "calibration"), pc.equal(samples["class"], kind))
+    known: dict[str, Any] = {"axion_share": axions / max(len(train), 1)}
+    found = _from_simulation(config, regressor, prepared, axions)
+    known |= found if found is not None else _from_calibration(config, regressor, prepared)
+    regressor.spec.statistics[KEY] = known
+    return {
+        f"population/{name}": float(value) for name, value in known.items() if isinstance(value, int | float)
+    }
+
+
+def _from_simulation(
+    config: Config, regressor: Regressor | Ensemble, prepared: Store, axions: int
+) -> dict[str, Any] | None:
+    form = data_form(prepared.manifest)
+    lenses = min(axions // MASSES, MOST_LENSES)
+    if form.preset is None or form.noise is None or lenses < LEAST_LENSES:
+        return None
+    preset = get_preset(form.preset)
+    if preset.instrument.shape != tuple(regressor.shape):
+        return None
+    low, high = config.targets[DEFAULT_TARGET]
+    margin = (high - low) / (2 * MASSES)
+    masses = np.linspace(low + margin, high - margin, MASSES)
+    # Numbers of their own, far beyond those of any data set.
+    seed = config.seed + 2**40
+    first = round(FOR_BIAS * lenses)
+    of_bias: list[Posterior] = []
+    of_rest: list[Posterior] = []
+    for k, mass in enumerate(masses):
+        numbers = np.arange(k * lenses, (k + 1) * lenses)
+        scenes = draw_scenes(preset, "axion", seed, numbers)
+        scenes.log10_mass_ev[:] = mass
+        images = render(
+            preset,
+            scenes,
+            noise=form.noise,
+            distances=form.distances or "deeplense",
+            seed=seed,
+            indices=numbers,
+        )
+        pool = regressor.predict(images.numpy(), target=DEFAULT_TARGET)
+        of_bias.append(pool[:first])
+        of_rest.append(pool[first:])
+    errors = PopulationErrors(0.0, tuple(masses.tolist()), tuple(fit_read_as(of_bias)))
+    correlation = fit_correlation_of_pools(of_rest, masses, errors, config.seed)
+    return {
+        "correlation": correlation,
+        "mass": list(errors.mass),
+        "read_as": list(errors.read_as),
+        "n": lenses * MASSES,
+    }
+
+
+def _from_calibration(config: Config, regressor: Regressor | Ensemble, prepared: Store) -> dict[str, Any]:
+    samples = prepared.samples
+    own = pc.and_(
+        pc.equal(samples["split"], "calibration"), pc.equal(samples["class"], TARGET_CLASS[DEFAULT_TARGET])
+    )
     own = pc.and_(own, pc.is_valid(samples[DEFAULT_TARGET])).fill_null(False)
     rows = np.flatnonzero(own.to_numpy(zero_copy_only=False))[:MOST_IMAGES]
-    if len(rows):
-        posterior = regressor.predict(prepared.images(rows), target=DEFAULT_TARGET)
-        truth = samples[DEFAULT_TARGET].take(pa.array(rows)).to_numpy(zero_copy_only=False)
-        correlation = fit_correlation(posterior, truth, config.seed)
-        if correlation is not None:
-            known |= {"correlation": correlation, "n": len(rows)}
-    regressor.spec.statistics[KEY] = known
-    return {f"population/{name}": float(value) for name, value in known.items()}
+    if not len(rows):
+        return {}
+    posterior = regressor.predict(prepared.images(rows), target=DEFAULT_TARGET)
+    truth = samples[DEFAULT_TARGET].take(pa.array(rows)).to_numpy(zero_copy_only=False)
+    correlation = fit_correlation(posterior, truth, config.seed)
+    return {} if correlation is None else {"correlation": correlation, "n": len(rows)}

@@ -37,7 +37,7 @@ def floor_figure(
     axes = figure.subplots()
     low, middle, high = bound_sigma
     axes.fill_between(bound_mass, low, high, color=SKY, alpha=0.35, linewidth=0)
-    axes.plot(bound_mass, middle, color=BLUE, label="Cramér–Rao bound on σ\n(median, middle 68% of scenes)")
+    axes.plot(bound_mass, middle, color=BLUE, label="Cramér–Rao bound on σ (68% of scenes)")
     axes.scatter(
         scores.truth, scores.std, s=9, color=BLACK, linewidths=0, zorder=3, label="σ of an exact posterior"
     )
@@ -56,5 +56,5 @@ def floor_figure(
     axes.set_xlim(*prior)
     axes.set_xlabel(axis_label(target, "true"))
     axes.set_ylabel("dex")
-    figure.legend(loc="outside upper center", ncols=2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
     return figure
