@@ -84,16 +84,20 @@ def row(name: str, arguments: argparse.Namespace, device: torch.device) -> list[
     backbone = backbone.to(device).to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for p in backbone.parameters())
     cost = multiply_adds(backbone, side, device)
-    images = torch.randn(arguments.batch, 1, side, side, device=device).to(memory_format=torch.channels_last)
-    rates = [
-        arguments.batch / seconds_each(run, device, arguments.seconds / 2)
-        for run in forward_and_step(backbone, images)
-    ]
+    speeds = ["-", "-"]
+    if arguments.seconds > 0:
+        images = torch.randn(arguments.batch, 1, side, side, device=device)
+        images = images.to(memory_format=torch.channels_last)
+        rates = [
+            arguments.batch / seconds_each(run, device, arguments.seconds / 2)
+            for run in forward_and_step(backbone, images)
+        ]
+        speeds = [f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates]
     return [
         f"`{name}`",
         f"{parameters / 1e6:.2f}",
         f"{cost / 1e6:.0f}",
-        *(f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates),
+        *speeds,
         BACKBONES[name].source,
     ]
 
@@ -122,7 +126,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="pixels a side")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, a backbone")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, a backbone; 0: count only")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--only", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--export", action="store_true", help="export each to ONNX instead")
