@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from darkarc.cli import app
 
 PROJECT = Path(__file__).resolve().parents[1]
-VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+VERBS = sorted(
+    command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands
+)
 
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -251,6 +251,10 @@ class TrainConfig(Section):
     swa: float = Field(
         0.0, ge=0, le=1, description="share of the epochs, the last ones, whose weights are averaged; 0: off"
     )
+    compile: bool = Field(False, description="compile the backbone (torch.compile); pays in long trainings")
+    workers: int = Field(
+        1, ge=1, description="processes of Ray Train that share every batch; it must divide batch_size"
+    )
     freeze_norm: float = Field(
         0.3, ge=0, le=1, description="share of the epochs, the last ones, with fixed batch-norm statistics"
     )
@@ -286,13 +290,20 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _parts_of_a_batch(self) -> "TrainConfig":
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared equally by {self.workers} workers"
+            )
+        if self.workers > 1 and self.compile:
+            raise ValueError("compile does not go with more than one worker: set it to false")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} is more than batch_size {self.batch_size}")
-        if self.accumulate > 1 and self.objective == "rmse":
-            raise ValueError(
-                f"accumulate is {self.accumulate}, but the roots of parts do not sum to the root of all: "
-                "set accumulate to 1, or objective to mse"
-            )
+        for name, n in (("accumulate", self.accumulate), ("workers", self.workers)):
+            if n > 1 and self.objective == "rmse":
+                raise ValueError(
+                    f"{name} is {n}, but the roots of parts do not sum to the root of all: "
+                    f"set {name} to 1, or objective to mse"
+                )
         return self
 
 
@@ -325,6 +336,9 @@ class TuneConfig(Section):
 
 class TrackingConfig(Section):
     experiment: str = Field("darkarc", min_length=1, description="name of the MLflow experiment")
+    tensorboard: bool = Field(
+        False, description="curves of train also for TensorBoard, in .darkarc/tensorboard"
+    )
     system_metrics: bool = Field(True, description="CPU, memory and GPU use beside each run")
     system_metrics_interval_s: float = Field(10.0, ge=0.1, description="seconds between two samples of them")
     patience_s: float = Field(

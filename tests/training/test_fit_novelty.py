@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from darkarc.models import RARE, VERY_RARE
-from darkarc.training.engine import new_regressor
+from darkarc.training import new_regressor
 from darkarc.training.fit_novelty import fit_novelty
 from tests.training.conftest import blobs, write_prepared
 

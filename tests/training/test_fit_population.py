@@ -6,7 +6,7 @@ import torch
 
 from darkarc import config
 from darkarc.models import load_regressor, save_regressor
-from darkarc.training.engine import new_regressor
+from darkarc.training import new_regressor
 from darkarc.training.fit_population import fit_population
 from tests.training.conftest import write_prepared
 

@@ -7,7 +7,7 @@ import torch
 from darkarc import config
 from darkarc.data.batches import BatchError
 from darkarc.models import load_regressor, save_regressor
-from darkarc.training.engine import new_regressor
+from darkarc.training import new_regressor
 from darkarc.training.recalibrate import recalibrate
 from tests.training.conftest import write_prepared
 

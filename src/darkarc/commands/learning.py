@@ -72,6 +72,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the trained regressor goes.")] = TRAINED,
     run_file: Annotated[Path, typer.Option(help="Where the id of the MLflow run goes.")] = RUN,
     reports: Annotated[Path, typer.Option(help="Where history.csv goes.")] = REPORTS,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Say where a step's time goes; reports/trace.json has the details."),
+    ] = False,
     winner: Winner = WINNER,
     params: Params = PARAMS,
     overrides: Overrides = None,
@@ -82,7 +86,13 @@ def train(
 
     config = with_winner(configuration.load(params, overrides or ()), winner)
     result = train_stage(
-        config, prepared, out=out, run_file=run_file, history=reports / "history.csv", progress=not quiet
+        config,
+        prepared,
+        out=out,
+        run_file=run_file,
+        history=reports / "history.csv",
+        progress=not quiet,
+        profile=reports / "trace.json" if profile else None,
     )
     best = result.history[result.best_epoch - 1]
     say(f"{out}: best epoch {result.best_epoch}, validation MAE {best['val_mae_dex']:.4f} dex")
@@ -122,3 +132,29 @@ def benchmark(
     for row in table.measured:
         say(f"{row.mean('val_mae_dex'):.4f} ± {row.spread('val_mae_dex'):.4f} dex  {row.label}")
     say(f"{out}: {len(table.measured)} of {len(table.rows)} variants have a result")
+
+
+@verb("darkarc lr-range -S train.optimiser=sgd --high 10")
+def lr_range(
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    reports: Annotated[Path, typer.Option(help="Where lr_range.json and lr_range.png go.")] = REPORTS,
+    low: Annotated[float, typer.Option(help="The rate of the first step.")] = 1e-6,
+    high: Annotated[float, typer.Option(help="The rate of the last step.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of the ramp; it ends early where the loss leaves.")] = 200,
+    winner: Winner = WINNER,
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find the learning rate: a short training whose rate rises until the loss leaves; keeps no weights."""
+    from darkarc.training.range_test import range_test_stage
+
+    config = with_winner(configuration.load(params, overrides or ()), winner)
+    out, figure = reports / "lr_range.json", reports / "lr_range.png"
+    result = range_test_stage(
+        config, prepared, out=out, figure=figure, low=low, high=high, steps=steps, progress=not quiet
+    )
+    say(
+        f"{figure}: the loss falls fastest at {result.steepest:.1e}, a tenth of where it is least is "
+        f"{result.tenth:.1e}; try train.learning_rate={result.suggestion:.1e}"
+    )

@@ -1,6 +1,9 @@
 """From a configuration and a prepared store to an untrained regressor."""
 
+import torch
+
 from darkarc.config import Config
+from darkarc.data.auxiliary import AUXILIARY
 from darkarc.data.form import data_form
 from darkarc.data.prepare import read_statistics
 from darkarc.data.store import Store
@@ -76,3 +79,20 @@ def lens_residual(config: Config, form: dict[str, str] | None) -> str:
             "train.shift_pixels moves it: set those to 0, or model.lens_residual to none"
         )
     return wanted
+
+
+def prepared_regressor(config: Config, prepared: Store, device: torch.device) -> Regressor:
+    """As `new_regressor`, with all that only training has, on the device."""
+    regressor = new_regressor(config, prepared)
+    if config.train.auxiliary_weight > 0:
+        regressor.attach_auxiliary(len(AUXILIARY))
+    return regressor.to(device).to(memory_format=torch.channels_last)
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes a GPU where there is one. Raises `TrainingError` if cuda is asked for in vain."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device: cuda was asked for, but torch finds no GPU: set device to auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)

@@ -44,7 +44,7 @@ class WeightAverage:
         if self.average is None or not self.decay:
             return
         decay = min(self.decay, steps_done / (steps_done + 9))
-        floats, others = _pairs(self.average.state_dict(), regressor.state_dict())
+        floats, others = _pairs(trained_tensors(self.average), trained_tensors(regressor))
         get_ema_multi_avg_fn(decay)([mine for mine, _ in floats], [new for _, new in floats], None)
         for mine, new in others:
             mine.copy_(new)
@@ -84,6 +84,19 @@ def estimate_statistics(regressor: Regressor, images: Iterable[Tensor]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def trained_tensors(regressor: Regressor) -> dict[str, Tensor]:
+    """All that a step of training changes: weights and the state of batch norms."""
+    norms = {
+        id(buffer)
+        for part in regressor.modules()
+        if isinstance(part, _BatchNorm)
+        for buffer in part.buffers()
+    }
+    weights = {id(parameter) for parameter in regressor.parameters()}
+    state = regressor.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if id(tensor) in norms | weights}
 
 
 def freeze_norms(module: nn.Module) -> None:

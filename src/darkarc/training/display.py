@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Display(Protocol):
+    def begin(self, n_steps: int) -> None: ...
+
     def advance(self, step: int) -> None: ...
 
     def epoch(self, row: dict[str, float]) -> None: ...
@@ -18,6 +20,9 @@ class Display(Protocol):
 
 class Silent:
     """Shows nothing."""
+
+    def begin(self, n_steps: int) -> None:
+        """No bar."""
 
     def advance(self, step: int) -> None:
         """No bar."""
@@ -33,7 +38,7 @@ class Silent:
 class Terminal:
     """A rich progress bar over all steps on a terminal; one line an epoch into a file or pipe."""
 
-    def __init__(self, n_steps: int, n_epochs: int) -> None:
+    def __init__(self, n_epochs: int, what: str = "training") -> None:
         self.console = Console(stderr=True)
         self.n_epochs = n_epochs
         self.bar = Progress(
@@ -44,7 +49,7 @@ class Terminal:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=n_steps)
+        self.task = self.bar.add_task(what, total=None)
 
     def __enter__(self) -> "Terminal":
         self.bar.start()
@@ -54,6 +59,9 @@ class Terminal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+
+    def begin(self, n_steps: int) -> None:
+        self.bar.update(self.task, total=n_steps)
 
     def advance(self, step: int) -> None:
         self.bar.update(self.task, completed=step)

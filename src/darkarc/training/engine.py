@@ -1,24 +1,24 @@
 """The training loop: reads top to bottom, and goes on after a kill as if nothing had happened."""
 
 import math
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from darkarc.config import Config, TrainConfig
-from darkarc.data.auxiliary import AUXILIARY
-from darkarc.data.batches import ImageSource, epoch_order
+from darkarc.data.batches import Batch, ImageSource, epoch_order
 from darkarc.data.store import Store
 from darkarc.data.train_images import TrainImages
-from darkarc.models import Grid, Regressor
+from darkarc.models import Regressor
 from darkarc.simulation.counter import hash_indices
 from darkarc.tracking.tracker import Tracker
-from darkarc.training.assembly import TrainingError, new_regressor
-from darkarc.training.averaging import WeightAverage, freeze_norms
+from darkarc.training.assembly import TrainingError, choose_device, prepared_regressor
+from darkarc.training.averaging import WeightAverage, freeze_norms, trained_tensors
 from darkarc.training.checkpoints import (
     Learner,
     Progress,
@@ -27,7 +27,9 @@ from darkarc.training.checkpoints import (
     save_checkpoint,
     to_cpu,
 )
+from darkarc.training.compiling import compiled
 from darkarc.training.display import Display, Silent, Terminal
+from darkarc.training.distribution import Alone, World
 from darkarc.training.fingerprint import environment, training_digest
 from darkarc.training.interruption import StopRequest, TrainingInterrupted
 from darkarc.training.objectives import (
@@ -35,15 +37,13 @@ from darkarc.training.objectives import (
     label_counts,
     objective,
     parts_of,
-    target_nll,
     validate,
 )
 from darkarc.training.optimisers import build_optimiser, learning_rate
+from darkarc.training.profiling import Clock, NoClock, StepProfile
 from darkarc.training.sanity import BATCH as SANITY_BATCH
-from darkarc.training.sanity import LONG_TRAINING_STEPS, learn_one_batch
+from darkarc.training.sanity import LONG_TRAINING_STEPS, check_prior, learn_one_batch
 from darkarc.training.schedule import EpochEnd, EpochHook, replay
-
-PRIOR_TOLERANCE_NATS = 0.3
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,16 @@ def train(
     tracker: Tracker,
     progress: bool = True,
     on_epoch: EpochHook | None = None,
+    profile: Path | None = None,
 ) -> TrainResult:
     """Train a regressor on the train split of a prepared store, watching the validation split.
 
     Checkpoints go to `workdir/<digest>/`, where the digest stands for parameters, data and code: the
     same call after a kill goes on there, to the same bits on the same CPU; another configuration
     starts in a folder of its own. `on_epoch` is called after each epoch's checkpoint and may end the
-    training there. `train.schedule` is followed.
+    training there. `profile` is a file for a trace of a few steps; where their time goes is said as a table.
+    `train.schedule` is followed. `train.workers` processes of Ray Train share every batch where it is more
+    than 1; `on_epoch` then runs in one of them.
 
     Raises `TrainingError` or `BatchError` for data or parameters that cannot work, and
     `TrainingInterrupted` after SIGTERM or Ctrl-C, with a checkpoint left behind.
@@ -89,41 +92,61 @@ def train(
             tracker=tracker,
             progress=progress,
             on_epoch=on_epoch,
+            profile=profile,
         )
     device = choose_device(config.device)
     digest = training_digest(config, prepared)
-    folder = Path(workdir) / digest[:16]
+    folder = Path(os.path.abspath(workdir)) / digest[:16]
+    with ExitStack() as stack:
+        display: Display = Silent()
+        if progress:
+            display = stack.enter_context(Terminal(config.train.epochs))
+        if config.train.workers > 1:
+            from darkarc.training.workers import train_in_workers
+
+            regressor, state = train_in_workers(
+                config, prepared, device, folder, tracker, display, on_epoch, profile
+            )
+        else:
+            stop = stack.enter_context(StopRequest())
+            clock: Clock = NoClock()
+            if profile is not None:
+                clock = stack.enter_context(StepProfile(profile, device, display.say))
+            session = Session(folder, tracker, display, stop, on_epoch, clock, Alone())
+            regressor, state = train_here(config, prepared, device, session)
+    return TrainResult(regressor, state.history, state.best_epoch, state.stopped_early, digest)
+
+
+def train_here(
+    config: Config, prepared: Store, device: torch.device, session: "Session"
+) -> tuple[Regressor, Progress]:
+    """Train in this process, alone or as one of several workers; the regressor with the best weights."""
     memory_gb = config.data.memory_gb
     source = TrainImages.of(config, prepared, device)
     held_out = ImageSource(prepared, "validation", config.targets, memory_gb=memory_gb, device=device)
-    with ExitStack() as stack:
-        # Weights, dropout and stochastic depth draw from streams of their own; the caller's stay.
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stop = stack.enter_context(StopRequest())
+    # Weights, dropout and stochastic depth draw from streams of their own; the caller's stay.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        regressor = new_regressor(config, prepared)
-        if config.train.auxiliary_weight > 0:
-            regressor.attach_auxiliary(len(AUXILIARY))
-        regressor = regressor.to(device).to(memory_format=torch.channels_last)
+        regressor = prepared_regressor(config, prepared, device)
         plan = Plan.of(config.train, len(source))
-        display: Display = Silent()
-        if progress:
-            display = stack.enter_context(Terminal(plan.n_steps, config.train.epochs))
-        _check_prior(regressor, held_out, config.train)
-        if config.train.sanity and plan.n_steps >= LONG_TRAINING_STEPS and newest_checkpoint(folder) is None:
+        session.display.begin(plan.n_steps)
+        check_prior(regressor, held_out, config.train)
+        if (
+            config.train.sanity
+            and plan.n_steps >= LONG_TRAINING_STEPS
+            and newest_checkpoint(session.folder) is None
+        ):
             few = torch.arange(min(SANITY_BATCH, len(held_out)), device=device)
             learn_one_batch(regressor, held_out.batch(few), config.train)
         if config.train.auxiliary_weight > 0 and not bool(held_out.auxiliary.isfinite().any()):
-            display.say(
+            session.display.say(
                 "train.auxiliary_weight changes nothing: the table knows neither source_x_arcsec and "
                 "source_y_arcsec nor vortex_angle_rad"
             )
         learner = new_learner(regressor, config.train)
-        session = Session(folder, tracker, display, stop, on_epoch)
-        state = _fit(config, plan, learner, source, held_out, session)
-    regressor.load_state_dict(learner.best)
-    regressor.drop_auxiliary()
-    return TrainResult(regressor.eval(), state.history, state.best_epoch, state.stopped_early, digest)
+        with compiled(regressor, config.train, device, session.display.say):
+            state = _fit(config, plan, learner, source, held_out, session)
+    return answering_regressor(learner), state
 
 
 @dataclass(frozen=True)
@@ -137,19 +160,24 @@ class Plan:
     @classmethod
     def of(cls, settings: TrainConfig, n_images: int) -> "Plan":
         batch_size = min(settings.batch_size, n_images)
+        batch_size -= batch_size % settings.workers
+        if batch_size == 0:
+            raise TrainingError(f"{n_images} train images cannot be shared by {settings.workers} workers")
         steps_per_epoch = n_images // batch_size
         return cls(batch_size, steps_per_epoch, settings.epochs * steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where a training keeps its state, and who watches it."""
+    """Where a training keeps its state, who watches it, and who shares the work."""
 
     folder: Path
     tracker: Tracker
     display: Display
     stop: StopRequest
     on_epoch: EpochHook | None
+    clock: Clock
+    world: World
 
 
 def _fit(
@@ -157,7 +185,7 @@ def _fit(
 ) -> Progress:
     """The loop. Leaves the best epoch's weights in `learner.best`."""
     settings, seed, device = config.train, config.seed, source.device
-    regressor, optimiser = learner.regressor, learner.optimiser
+    regressor, world, clock = learner.regressor, session.world, session.clock
     state = _start(learner, settings, session)
     loss_sum = torch.full((), state.train_loss_sum, dtype=torch.float64, device=device)
 
@@ -166,48 +194,41 @@ def _fit(
         order = epoch_order(seed, epoch, len(source), device)
         left = order[position * plan.batch_size : plan.steps_per_epoch * plan.batch_size]
         _training_mode(regressor, epoch, settings)
-        for indices, fresh in source.batches(epoch, left, plan.batch_size):
-            batch = source.augmented(fresh, indices, epoch)
-            counts = label_counts(batch)
+        for indices, fresh in clock.iterate(
+            "loading", source.batches(epoch, *world.share(left, plan.batch_size))
+        ):
+            with clock.part("augmentation"):
+                batch = source.augmented(fresh, indices, epoch)
             rate = settings.rollback_factor**state.rollbacks
             rate *= learning_rate(settings, state.step, plan.n_steps, state.plateau)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(_step_seed(seed, state.step))  # dropout knows no history
-            optimiser.zero_grad(set_to_none=True)
-            for part in parts_of(batch, settings.accumulate):
-                with autocast(device, settings.precision):
-                    loss = objective(regressor, part, settings, counts)
-                loss.backward()
-                loss_sum += loss.detach()  # stays on the device: no synchronisation inside an epoch
-            if settings.gradient_clip > 0:
-                nn.utils.clip_grad_norm_(regressor.parameters(), settings.gradient_clip)
-            optimiser.step()
+            torch.manual_seed(step_seed(seed, state.step, world.rank))  # dropout knows no history
+            # Stays on the device: no synchronisation inside an epoch.
+            loss_sum += take_step(regressor, learner.optimiser, batch, rate, settings, world, clock)
             state.step += 1
             learner.average.after_step(regressor, state.step)
             session.display.advance(state.step)
+            clock.step()
             if session.stop.name and state.step % plan.steps_per_epoch:
                 break
         epoch_is_over = state.step % plan.steps_per_epoch == 0
         if epoch_is_over:
             row = {"epoch": epoch + 1, "learning_rate": rate}
-            row |= {"train_loss": loss_sum.item() / plan.steps_per_epoch}
+            row |= {"train_loss": world.total(loss_sum).item() / plan.steps_per_epoch}
             loss_sum.zero_()
-            if trouble := _trouble(row, regressor):
+            if trouble := world.agree(partial(_trouble, row, regressor)):
                 state = _go_back(trouble, state, learner, settings, session)
                 continue
-            seen = source.batches(epoch, order, plan.batch_size)
-            images = (source.augmented(batch, i, epoch).images for i, batch in seen)
-            answering = learner.average.after_epoch(regressor, epoch, images)
-            row |= validate(answering, held_out, settings)
+            answering = _answering(learner, source, order, epoch, plan, world)
+            row |= world.agree(partial(validate, answering, held_out, settings))
             if _end_epoch(state, row, settings):
                 learner.best = to_cpu(answering.state_dict())
             _tell(row, session)
         state.train_loss_sum = loss_sum.item()
-        path = save_checkpoint(session.folder, state, learner)
+        path = _keep(state, learner, session)
         if epoch_is_over and session.on_epoch is not None:
             is_last = state.stopped_early or state.step == plan.n_steps
-            if session.on_epoch(EpochEnd(row, path, answering, is_last, state.stopped_early)):
+            end = EpochEnd(row, path, answering, is_last, state.stopped_early)
+            if world.agree(partial(session.on_epoch, end)):
                 break
         if session.stop.name:
             raise TrainingInterrupted(
@@ -217,6 +238,57 @@ def _fit(
     return state
 
 
+def take_step(
+    regressor: Regressor,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    rate: float,
+    settings: TrainConfig,
+    world: World,
+    clock: Clock,
+) -> Tensor:
+    """One step of the optimiser on this worker's share of a batch; returns its share of the loss."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    counts = world.total(label_counts(batch))
+    total = torch.zeros((), dtype=torch.float64, device=counts.device)
+    for part in parts_of(batch, settings.accumulate):
+        with clock.part("forward"), autocast(counts.device, settings.precision), world.whole_batch():
+            loss = objective(regressor, part, settings, counts)
+        with clock.part("backward"):
+            loss.backward()
+        total += loss.detach()
+    with clock.part("optimiser"):
+        world.add_gradients(regressor)
+        if settings.gradient_clip > 0:
+            nn.utils.clip_grad_norm_(regressor.parameters(), settings.gradient_clip)
+        optimiser.step()
+    return total
+
+
+def _answering(
+    learner: Learner,
+    source: TrainImages,
+    order: Tensor,
+    epoch: int,
+    plan: Plan,
+    world: World,
+) -> Regressor:
+    """The regressor that answers after an epoch; only rank 0 asks it."""
+    if world.rank > 0:
+        return learner.regressor
+    seen = source.batches(epoch, order, plan.batch_size)
+    images = (source.augmented(batch, i, epoch).images for i, batch in seen)
+    return learner.average.after_epoch(learner.regressor, epoch, images)
+
+
+def _keep(state: Progress, learner: Learner, session: Session) -> Path:
+    """Where the checkpoint of this step lies, once it is there."""
+    world = session.world
+    return Path(world.agree(lambda: str(save_checkpoint(session.folder, state, learner))))
+
+
 def new_learner(regressor: Regressor, settings: TrainConfig) -> Learner:
     """An untrained regressor with its optimiser and its average of weights."""
     average = WeightAverage(regressor, settings)
@@ -224,13 +296,20 @@ def new_learner(regressor: Regressor, settings: TrainConfig) -> Learner:
     return Learner(regressor, build_optimiser(regressor, settings), average, best)
 
 
+def answering_regressor(learner: Learner) -> Regressor:
+    """The regressor with the best weights so far, in evaluation mode, without what only training has."""
+    learner.regressor.load_state_dict(learner.best)
+    learner.regressor.drop_auxiliary()
+    return learner.regressor.eval()
+
+
 def _start(learner: Learner, settings: TrainConfig, session: Session) -> Progress:
     """The newest sound checkpoint of this training, or its beginning."""
-    state = restore_checkpoint(session.folder, learner, session.display.say)
+    state = _restore(learner, session)
     if state is None:
         state = Progress(environment=environment())
         if settings.on_nonfinite == "rollback":
-            save_checkpoint(session.folder, state, learner)  # what the first epoch goes back to
+            _keep(state, learner, session)  # what the first epoch goes back to
         return state
     session.display.say(f"going on after step {state.step} from {session.folder.name}")
     if state.environment != environment():
@@ -242,10 +321,23 @@ def _start(learner: Learner, settings: TrainConfig, session: Session) -> Progres
     return state
 
 
+def _restore(learner: Learner, session: Session) -> Progress | None:
+    """As `restore_checkpoint`. Rank 0 looks first, because it may have to set a damaged checkpoint aside, and
+    nobody goes on (to write the next one) before all have read."""
+    world, state = session.world, None
+    if world.rank == 0:
+        state = restore_checkpoint(session.folder, learner, session.display.say)
+    is_there = world.agree(lambda: state is not None)
+    if world.rank > 0 and is_there:
+        state = restore_checkpoint(session.folder, learner, session.display.say)
+    world.wait()
+    return state
+
+
 def _trouble(row: dict[str, float], regressor: Regressor) -> str:
     """What became of an epoch whose loss or weights are not finite; empty if all is well."""
     if math.isfinite(row["train_loss"]):
-        if all(bool(tensor.isfinite().all()) for tensor in regressor.state_dict().values()):
+        if all(bool(tensor.isfinite().all()) for tensor in trained_tensors(regressor).values()):
             return ""
         what = "a weight became infinite or nan"
     else:
@@ -268,11 +360,11 @@ def _go_back(
             "epoch before is kept"
         )
     rollbacks = state.rollbacks + 1
-    restored = restore_checkpoint(session.folder, learner, session.display.say)
+    restored = _restore(learner, session)
     if restored is None:
         raise TrainingError(f"{trouble}, and no sound checkpoint is left in {session.folder} to go back to")
     restored.rollbacks = rollbacks
-    save_checkpoint(session.folder, restored, learner)
+    _keep(restored, learner, session)
     session.display.say(
         f"{trouble}: going back to step {restored.step}, with the rate times {settings.rollback_factor:g} "
         f"(rollback {rollbacks} of at most {settings.rollback_limit})"
@@ -300,36 +392,6 @@ def _end_epoch(state: Progress, row: dict[str, float], settings: TrainConfig) ->
     return better
 
 
-def choose_device(device: str) -> torch.device:
-    """`auto` takes a GPU where there is one. Raises `TrainingError` if cuda is asked for in vain."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device: cuda was asked for, but torch finds no GPU: set device to auto or cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
-
-
-@torch.inference_mode()
-def _check_prior(regressor: Regressor, source: ImageSource, settings: TrainConfig) -> None:
-    """Untrained, every target scores its prior, log(range): anything else is a wrong scale or shape."""
-    batch = source.batch(torch.arange(min(256, len(source)), device=source.device))
-    outputs, _ = regressor.eval().head_outputs(batch.images)
-    if not bool(outputs.isfinite().all()):
-        raise TrainingError(
-            f"the {source.split} images give outputs that are not finite: look for NaN or infinite pixels"
-        )
-    losses = target_nll(regressor, outputs, batch.truth, settings)
-    known = batch.truth.isfinite()
-    for t, (name, grid) in enumerate(zip(regressor.targets, regressor.grids, strict=True)):
-        prior = math.log(cast(Grid, grid).high - cast(Grid, grid).low)
-        scores = losses[:, t][known[:, t]]
-        if len(scores) and abs(scores.mean().item() - prior) > PRIOR_TOLERANCE_NATS:
-            raise TrainingError(
-                f"targets.{name}: untrained, the loss should be about the prior's {prior:.2f} nats, but it "
-                f"is {scores.mean().item():.2f}: is train.label_sigma_dex far wider than the prior range?"
-            )
-
-
 def _training_mode(regressor: Regressor, epoch: int, settings: TrainConfig) -> None:
     """Training mode; in the last epochs batch norms keep the statistics they will answer with.
 
@@ -340,5 +402,6 @@ def _training_mode(regressor: Regressor, epoch: int, settings: TrainConfig) -> N
         freeze_norms(regressor)
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(hash_indices(seed, -1, torch.tensor([step])).item())
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """What a step's dropout and stochastic depth draw from, in one of the workers."""
+    return int(hash_indices(seed, -1 - rank, torch.tensor([step])).item())

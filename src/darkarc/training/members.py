@@ -12,15 +12,22 @@ from darkarc.training.fingerprint import training_digest
 
 
 def train_members(
-    config: Config, prepared: Store, *, workdir: Path, tracker: Tracker, progress: bool = True
+    config: Config,
+    prepared: Store,
+    *,
+    workdir: Path,
+    tracker: Tracker,
+    progress: bool = True,
+    profile: Path | None = None,
 ) -> TrainResult:
     """Train `train.members` regressors with the seeds seed, seed + 1, … and join them.
 
     After a kill the same call goes on in the member that was interrupted. The history's rows are means over
     the members that reached the epoch; each member's own curves go to the tracker as `member_<k>/…`.
+    `profile` as of `train`, of the first member.
     """
     if config.train.members == 1:
-        return train(config, prepared, workdir=workdir, tracker=tracker, progress=progress)
+        return train(config, prepared, workdir=workdir, tracker=tracker, progress=progress, profile=profile)
     results = [
         train(
             member_config(config, k),
@@ -28,6 +35,7 @@ def train_members(
             workdir=workdir,
             tracker=_MemberTracker(tracker, k),
             progress=progress,
+            profile=profile if k == 0 else None,
         )
         for k in range(config.train.members)
     ]

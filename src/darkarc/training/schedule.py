@@ -46,6 +46,7 @@ def replay(
     tracker: Tracker,
     progress: bool,
     on_epoch: EpochHook | None,
+    profile: Path | None,
 ) -> "TrainResult":
     """Train by `train.schedule`. After a kill it goes on in the stretch that was interrupted."""
     digest = training_digest(config, prepared)
@@ -65,6 +66,7 @@ def replay(
             tracker=tracker,
             progress=progress,
             on_epoch=_until(end, on_epoch),
+            profile=profile,
         )
         if len(result.history) < end:
             break

@@ -10,6 +10,7 @@ from darkarc.data.store import Store
 from darkarc.durable import write_file
 from darkarc.models import save_regressor
 from darkarc.tracking import RunRecord, start_run, write_run
+from darkarc.tracking.tensorboard import with_curves
 from darkarc.training.engine import TrainResult
 from darkarc.training.fingerprint import training_digest
 from darkarc.training.fit_novelty import fit_novelty
@@ -30,18 +31,23 @@ def train_stage(
     history: Path,
     work: Path = WORK,
     progress: bool = True,
+    profile: Path | None = None,
 ) -> TrainResult:
     """Train on a prepared store; write the regressor `out`, its run `run_file` and its curves `history`.
 
     The state of an unfinished training, its journal of metrics included, lies in `work`; the same
     configuration and data go on there, in the same MLflow run. It is removed when everything is written.
+    `profile` as of `train`. With `tracking.tensorboard` the curves also go to `.darkarc/tensorboard/<run>`.
     Raises what `train` raises.
     """
     store = Store.open(prepared)
     folder = work / training_digest(config, store)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with start_run(config, name="train", journal=folder / "journal.jsonl", dataset=store) as tracker:
-        result = train_members(config, store, workdir=folder, tracker=tracker, progress=progress)
+        with with_curves(tracker, config) as curves:
+            result = train_members(
+                config, store, workdir=folder, tracker=curves, progress=progress, profile=profile
+            )
         tracker.log_params({"best_epoch": result.best_epoch, "stopped_early": result.stopped_early})
         tracker.log_metrics(recalibrate(config, result.regressor, store), step=result.best_epoch)
         fit_novelty(config, result.regressor, store)

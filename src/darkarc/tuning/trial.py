@@ -50,6 +50,7 @@ def trial_config(config: Config, study: Study, assignment: Assignment) -> Config
     fixed = {
         "train.epochs": study.budget.epochs,
         "train.sanity": False,  # once, before the final training, is enough
+        "train.workers": 1,  # Ray Tune has the cores
         "device": "cuda" if on_gpu else "cpu",
         # Memory-mapped on the CPU: trials of a machine then share one copy of the pixels.
         "data.memory_gb": config.data.memory_gb if on_gpu else 1e-9,
