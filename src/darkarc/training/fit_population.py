@@ -72,7 +72,7 @@ def _from_simulation(
             indices=numbers,
         )
         pools.append(regressor.predict(images.numpy(), target=DEFAULT_TARGET))
-    # How single masses are read (`fit_read_as`) is not corrected: measured, it changes within a tenth of a dex,
+    # How masses are read (`fit_read_as`) is not corrected: measured, it changes within a tenth of a dex,
     # and shifting by its interpolation made populations of light particles worse.
     correlation = fit_correlation_of_pools(pools, masses, PopulationErrors(), config.seed)
     return {"correlation": correlation, "n": lenses * MASSES}
