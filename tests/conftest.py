@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from tests import unpickling
 
@@ -12,6 +13,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 unpickling.watch()
+# A shared machine may stop for a second anywhere: no property is about time.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)
