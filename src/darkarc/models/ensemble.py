@@ -51,8 +51,10 @@ class Ensemble(Regressor):
                 )
         made = cls(replace(spec, members=len(regressors)))
         for member, trained in zip(made.members, regressors, strict=True):
-            state = trained.state_dict()
-            member.load_state_dict({name: state[name] for name in member.state_dict()})
+            state, own = trained.state_dict(), member.state_dict()
+            # A recalibration's shape differs with its method; the members keep their identity.
+            kept = {n: own[n] if n.startswith("recalibrations.") else state[n] for n in own}
+            member.load_state_dict(kept)
         return made.to(next(regressors[0].parameters()).device).eval()
 
     def features(self, images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 """Largest difference to torch allowed, in bin and class probabilities and in the target's unit."""
 
 
-NOVELTY_UNIT = 10.0
+NOVELTY_UNIT = 100.0
 """Up to this size differences of the novelty are absolute, in this unit."""
 
 
