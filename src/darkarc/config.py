@@ -278,6 +278,12 @@ class TrainConfig(Section):
     noise_augmentation: float = Field(
         0.0, ge=0, description="largest extra noise, PSF-smoothed, in units of the instrument's background's"
     )
+    teacher: str | None = Field(
+        None, description="folder of a trained regressor whose densities are learnt too (distillation)"
+    )
+    distillation_weight: float = Field(
+        0.7, ge=0, le=1, description="share of the teacher's answers in the loss, the rest is the truths'"
+    )
     schedule: tuple[ScheduleStep, ...] = Field(
         (), description="changes of parameters between epochs, as a population search (pbt, pb2) finds them"
     )
@@ -316,6 +322,22 @@ class EvaluateConfig(Section):
     )
     floor_images: int = Field(
         24, ge=0, description="test images whose exact posterior is computed, the information floor; 0: none"
+    )
+
+
+class ExportConfig(Section):
+    variants: tuple[Literal["float16", "int8"], ...] = Field(
+        (),
+        description="smaller arithmetic, kept only if faster, as accurate and as calibrated: float16, int8",
+    )
+    least_speedup: float = Field(
+        1.05, ge=1, description="a variant answers at least so many times as fast, on one core"
+    )
+    error_tolerance: float = Field(
+        0.02, ge=0, le=1, description="a variant's mean error grows by at most this share, at 95% confidence"
+    )
+    coverage_tolerance: float = Field(
+        0.01, ge=0, le=1, description="a variant's coverage is at most this much further from nominal"
     )
 
 
@@ -377,6 +399,7 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
+    export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
     serve: ServeConfig = ServeConfig()
 

@@ -124,8 +124,14 @@ class Registry:
             test_digest=digest,
         ).version
 
-    def promote(self, version: int, force: str | None = None) -> Decision:
-        return promote(NAME, version, coverage=GOOD, gates=GATES, force=force)
+    def promote(
+        self,
+        version: int,
+        force: str | None = None,
+        coverage: dict[int, float] = GOOD,
+        objections: tuple[str, ...] = (),
+    ) -> Decision:
+        return promote(NAME, version, coverage=coverage, gates=GATES, force=force, objections=objections)
 
 
 @pytest.fixture
@@ -154,6 +160,45 @@ def test_the_better_one_becomes_champion_and_rollback_undoes_it(registry: Regist
     assert not again.promote and "rolled back" in again.reason
     with pytest.raises(RegistryError, match="first champion"):
         rollback(NAME, "no more")
+
+
+LEAK = "12 test images are train images too (leakage)"
+
+
+@pytest.mark.parametrize(
+    ("challenger", "scale", "coverage", "objections", "wins", "reason"),
+    [
+        ("better", 0.05, GOOD, (), True, "better: mean absolute error"),
+        ("equal", 0.10, GOOD, (), False, "stays challenger, not better at 95%"),
+        ("worse", 0.20, GOOD, (), False, "stays challenger, not better at 95%"),
+        ("miscalibrated", 0.05, {68: 0.45, 90: 0.7}, (), False, "coverage at 68% is 45.0%"),
+        ("leaking", 0.01, GOOD, (LEAK,), False, f"its test counts for nothing: {LEAK}"),
+    ],
+)
+def test_what_happens_to_each_challenger(
+    registry: Registry,
+    challenger: str,
+    scale: float,
+    coverage: dict[int, float],
+    objections: tuple[str, ...],
+    wins: bool,
+    reason: str,
+):
+    """Registered, decided, aliases moved, the reason in its tag; the champion is the better one."""
+    champion = registry.add(0.10)
+    assert registry.promote(champion).promote
+    version = registry.add(scale)
+    decision = registry.promote(version, coverage=coverage, objections=objections)
+    assert decision.promote is wins, challenger
+    assert reason in decision.reason
+    assert get_version(NAME, version).tags["darkarc.decision"] == decision.reason
+    assert _aliases(version) == (("champion",) if wins else ("challenger",))
+    assert _aliases(champion) == (() if wins else ("champion",))
+
+
+def test_a_leak_keeps_even_the_first_from_the_throne(registry: Registry):
+    assert not registry.promote(registry.add(0.01), objections=(LEAK,)).promote
+    assert champion_version(NAME) is None
 
 
 def test_a_promoted_challenger_is_challenger_no_more(registry: Registry):

@@ -57,13 +57,16 @@ def export(
     alias: Annotated[
         str | None, typer.Option(help="Which version [default: champion, else challenger].")
     ] = None,
+    prepared: Annotated[
+        Path, typer.Option(help="The prepared store whose test split judges export.variants.")
+    ] = PREPARED,
     params: Params = PARAMS,
     overrides: Overrides = None,
 ) -> None:
     """Write the registered champion as ONNX, with its model card, into a folder."""
     from darkarc.serving.release import export_stage
 
-    version = export_stage(configuration.load(params, overrides or ()), out, alias=alias)
+    version = export_stage(configuration.load(params, overrides or ()), out, alias=alias, prepared=prepared)
     say(f"{out}: {version.uri} ({', '.join(version.aliases)})")
 
 

@@ -158,3 +158,36 @@ def lr_range(
         f"{figure}: the loss falls fastest at {result.steepest:.1e}, a tenth of where it is least is "
         f"{result.tenth:.1e}; try train.learning_rate={result.suggestion:.1e}"
     )
+
+
+@verb("darkarc distill -S model.width=0.5")
+def distill(
+    teacher: Annotated[Path, typer.Option(help="The trained regressor to learn from.")] = TRAINED,
+    prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
+    out: Annotated[Path, typer.Option(help="Where the student goes.")] = Path("data/student"),
+    run_file: Annotated[Path, typer.Option(help="Where the id of its MLflow run goes.")] = Path(
+        "data/student_run.json"
+    ),
+    reports: Annotated[Path, typer.Option(help="Where distilled.json goes.")] = Path("reports/student"),
+    params: Params = PARAMS,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a student of at most 200,000 parameters on a teacher's densities, and compare the two."""
+    from darkarc.serving.distil import REPORT, distill_stage
+
+    found = distill_stage(
+        configuration.load(params, overrides or ()),
+        prepared,
+        teacher=teacher,
+        out=out,
+        run_file=run_file,
+        reports=reports,
+        progress=not quiet,
+    )
+    own, theirs = found["student"], found["teacher"]
+    say(
+        f"{out}: {own['parameters']:,} parameters, MAE {own['mae_dex']:.4f} dex, the teacher's "
+        f"({theirs['parameters']:,}) {theirs['mae_dex']:.4f}; {found['speedup']:.2f} times as fast "
+        f"({reports / REPORT})"
+    )

@@ -178,6 +178,7 @@ def _document(
     document["missing"] = first["missing"] + [
         {"metric": name, "reason": reason} for name, reason in classes.reasons.items()
     ]
+    document["leaks"] = leaks + first.get("leaks", [])
     document["warnings"] = leaks + [line for result in results for line in result.metrics["warnings"]]
     others = {result.target: {**result.metrics} for result in results[1:]}
     if others:

@@ -17,6 +17,8 @@ from darkarc.evaluation import describe_data, model_card
 from darkarc.models import load_regressor
 from darkarc.models.sealed import write_sealed
 from darkarc.serving.export import CARD_FILE, MODEL_FILE, export_onnx
+from darkarc.serving.variants import Decision as VariantDecision
+from darkarc.serving.variants import as_markdown, as_records, make_variants
 from darkarc.tracking import read_run
 from darkarc.tracking.promotion import Decision, Gates, promote
 from darkarc.tracking.registration import read_card, register_onnx
@@ -29,6 +31,7 @@ from darkarc.tracking.registry import (
     get_version,
 )
 
+VARIANTS_FILE = "variants.json"
 COVERAGE_LEVELS = (50, 68, 90, 95)
 
 
@@ -81,7 +84,12 @@ def register_stage(
         )
     coverage = {level: float(metrics.get(f"coverage_{level}") or "nan") for level in COVERAGE_LEVELS}
     decision = promote(
-        version.name, version.version, coverage=coverage, gates=Gates.of(config.register_), force=force
+        version.name,
+        version.version,
+        coverage=coverage,
+        gates=Gates.of(config.register_),
+        force=force,
+        objections=[str(line) for line in metrics.get("leaks", [])],
     )
     version = get_version(version.name, version.version)
     record = {
@@ -96,23 +104,44 @@ def register_stage(
     return version, decision
 
 
-def export_stage(config: Config, out: Path, *, alias: str | None = None) -> ModelVersion:
+def export_stage(
+    config: Config, out: Path, *, alias: str | None = None, prepared: Path | None = None
+) -> ModelVersion:
     """Write a registered model, with its model card, into the folder `out`.
 
     alias: default the champion, or the challenger as long as there is no champion.
-    The file's SHA-256 is checked against the registry first. Raises `RegistryError`.
+    prepared: the store whose test split judges the variants of `export.variants`; those that pass lie beside
+    the model, and `variants.json` and the card tell of all.
+    The file's SHA-256 is checked against the registry first. Raises `RegistryError`, `ReleaseError`.
     """
     name = config.register_.name
     if alias is None:
         alias = CHAMPION if champion_version(name) else CHALLENGER
     version = get_version(name, alias)
-    model = download_model(version.uri).read_bytes()
+    path = download_model(version.uri)
+    variants, table = _variants(config, path, prepared)
     aliases = ", ".join(version.aliases)
     label = f"Version {version.version} ({aliases}) of `{name}`, SHA-256 `{version.sha256}`."
     card = f"{read_card(version)}\n{label}\n"
+    files = {MODEL_FILE: path.read_bytes(), **variants}
+    if table:
+        card += "\n" + as_markdown(table)
+        files[VARIANTS_FILE] = (json.dumps(as_records(table), indent=1) + "\n").encode()
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_sealed(out, {MODEL_FILE: model, CARD_FILE: card.encode()})
+    write_sealed(out, {**files, CARD_FILE: card.encode()})
     return version
+
+
+def _variants(
+    config: Config, model: Path, prepared: Path | None
+) -> tuple[dict[str, bytes], list[VariantDecision]]:
+    if not config.export.variants:
+        return {}, []
+    if prepared is None:
+        raise ReleaseError(
+            "export.variants: the test split of a prepared store decides; give the store, or leave it empty"
+        )
+    return make_variants(model, Store.open(prepared), config.export)
 
 
 def absolute_errors(predictions: Path, target: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Who is champion: a new version must be better on the same test data, and calibrated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,11 +120,18 @@ def decide(
 
 
 def promote(
-    name: str, version: int, *, coverage: Mapping[int, float], gates: Gates, force: str | None = None
+    name: str,
+    version: int,
+    *,
+    coverage: Mapping[int, float],
+    gates: Gates,
+    force: str | None = None,
+    objections: Sequence[str] = (),
 ) -> Decision:
     """Decide on a registered version and move the aliases; the reason becomes its tag `darkarc.decision`.
 
-    The version is the `challenger` from now on, or the `champion`. `force` is a reason to make it
+    The version is the `challenger` from now on, or the `champion`. `objections` are reasons why its test
+    counts for nothing, such as test images that it was trained on. `force` is a reason to make it
     champion whatever the comparison says; it is recorded. Calling it again changes nothing.
     """
     if force is not None and not force.strip():
@@ -133,6 +140,8 @@ def promote(
     if champion is not None and champion.version == version:
         return Decision(True, candidate.tags.get(DECISION_TAG, "is champion already"))
     decision = _compare(candidate, champion, coverage, gates)
+    if objections:
+        decision = Decision(False, "stays challenger, its test counts for nothing: " + "; ".join(objections))
     if force is not None and not decision.promote:
         decision = Decision(True, f"forced: {force.strip()} (else: {decision.reason})")
     if not decision.promote:

@@ -29,6 +29,7 @@ from darkarc.training.checkpoints import (
 )
 from darkarc.training.compiling import compiled
 from darkarc.training.display import Display, Silent, Terminal
+from darkarc.training.distillation import Teacher, teacher_of
 from darkarc.training.distribution import Alone, World
 from darkarc.training.fingerprint import environment, training_digest
 from darkarc.training.interruption import StopRequest, TrainingInterrupted
@@ -186,6 +187,7 @@ def _fit(
     """The loop. Leaves the best epoch's weights in `learner.best`."""
     settings, seed, device = config.train, config.seed, source.device
     regressor, world, clock = learner.regressor, session.world, session.clock
+    teacher = teacher_of(settings, regressor)
     state = _start(learner, settings, session)
     loss_sum = torch.full((), state.train_loss_sum, dtype=torch.float64, device=device)
 
@@ -203,7 +205,7 @@ def _fit(
             rate *= learning_rate(settings, state.step, plan.n_steps, state.plateau)
             torch.manual_seed(step_seed(seed, state.step, world.rank))  # dropout knows no history
             # Stays on the device: no synchronisation inside an epoch.
-            loss_sum += take_step(regressor, learner.optimiser, batch, rate, settings, world, clock)
+            loss_sum += take_step(regressor, learner.optimiser, batch, rate, settings, world, clock, teacher)
             state.step += 1
             learner.average.after_step(regressor, state.step)
             session.display.advance(state.step)
@@ -246,6 +248,7 @@ def take_step(
     settings: TrainConfig,
     world: World,
     clock: Clock,
+    teacher: Teacher | None = None,
 ) -> Tensor:
     """One step of the optimiser on this worker's share of a batch; returns its share of the loss."""
     for group in optimiser.param_groups:
@@ -255,7 +258,7 @@ def take_step(
     total = torch.zeros((), dtype=torch.float64, device=counts.device)
     for part in parts_of(batch, settings.accumulate):
         with clock.part("forward"), autocast(counts.device, settings.precision), world.whole_batch():
-            loss = objective(regressor, part, settings, counts)
+            loss = objective(regressor, part, settings, counts, teacher)
         with clock.part("backward"):
             loss.backward()
         total += loss.detach()

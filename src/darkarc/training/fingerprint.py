@@ -9,6 +9,7 @@ import torch
 
 from darkarc.config import Config
 from darkarc.data.store import Store
+from darkarc.training.distillation import teacher_digest
 
 _SOURCES = (
     "darkarc.models",
@@ -30,6 +31,8 @@ def training_digest(config: Config, prepared: Store) -> str:
     facts = parts | {"data": prepared.digest, "code": _code_digest(), "torch": torch.__version__}
     if config.data.source == "online":
         facts["online"] = [tree["data"]["epoch_images"], tree["simulate"]]
+    if config.train.teacher:
+        facts["teacher"] = teacher_digest(config)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

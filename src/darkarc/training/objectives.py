@@ -10,6 +10,7 @@ from darkarc.config import TrainConfig
 from darkarc.data.batches import Batch, ImageSource
 from darkarc.models import Grid, Regressor
 from darkarc.models.heads import PointHead
+from darkarc.training.distillation import Teacher
 from darkarc.training.losses import LOSSES, finish, nll, prior_cross_entropy
 
 VALIDATION_BATCH = 512
@@ -72,9 +73,16 @@ def parts_of(batch: Batch, n: int) -> list[Batch]:
     return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
-def objective(regressor: Regressor, batch: Batch, train: TrainConfig, counts: Tensor | None = None) -> Tensor:
+def objective(
+    regressor: Regressor,
+    batch: Batch,
+    train: TrainConfig,
+    counts: Tensor | None = None,
+    teacher: Teacher | None = None,
+) -> Tensor:
     """Scalar loss of a batch: mean of each target over the samples that have it, plus the classes' and the
-    auxiliary truths'. In training mode labels are smoothed and pairs mixed, as `train` says.
+    auxiliary truths'. In training mode labels are smoothed and pairs mixed, as `train` says. A teacher's
+    answers take the place of a share of the truths of targets and classes.
 
     counts: `label_counts` of the whole batch of which this one is a part; the losses of the parts, and so
     their gradients, then sum to those of the whole (but for rmse).
@@ -90,11 +98,18 @@ def objective(regressor: Regressor, batch: Batch, train: TrainConfig, counts: Te
     # Half precision ends at the features.
     with torch.autocast(features.device.type, enabled=False):
         target_sum = sum_over(labels, lambda part: losses_of(regressor, outputs, part.truth, train))
+        if teacher is not None:
+            taught, taught_classes = teacher.loss(
+                regressor, images, outputs, class_logits, batch.truth.isfinite()
+            )
+            target_sum = torch.lerp(target_sum, taught.sum(dim=0), teacher.weight)
         means = finish(train.objective, target_sum / known)
         total = (means * target_weights(regressor, train, means)).sum()
         class_sum = sum_over(
             labels, lambda part: functional.cross_entropy(class_logits, part.classes, reduction="none")
         )
+        if teacher is not None:
+            class_sum = torch.lerp(class_sum, taught_classes.sum(), teacher.weight)
         total = total + train.class_weight * class_sum / n_samples.squeeze()
         if isinstance(regressor.head, PointHead):
             total = total + _width_term(regressor, features, labels, known, train)

@@ -52,4 +52,5 @@ def add_floor(
     for row, own in zip(rows, floor_by_mass(beside, edges), strict=True):
         row |= own
     own_error, exact_error = np.abs(beside.own.error), np.abs(beside.exact.error)
-    metrics["warnings"] += floor_warnings(DEFAULT_TARGET, own_error, exact_error, seed)
+    metrics["leaks"] = floor_warnings(DEFAULT_TARGET, own_error, exact_error, seed)
+    metrics["warnings"] += metrics["leaks"]

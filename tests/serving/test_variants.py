@@ -1,0 +1,95 @@
+"""Smaller arithmetic is kept only if it is faster and as good; the numbers of the decision are there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from darkarc.config import ExportConfig
+from darkarc.data.store import Store, StoreWriter
+from darkarc.serving import OnnxRegressor, variants
+from darkarc.serving.comparison import TestImages, Trial, images_per_second, objections, try_out
+from darkarc.serving.variants import as_markdown, as_records, make_variants
+
+TARGET = "log10_axion_mass_ev"
+
+
+@pytest.fixture(scope="module")
+def store(lenses: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """100 lenses to test on, with any masses, and 40 to calibrate."""
+    with StoreWriter(
+        tmp_path_factory.mktemp("variants") / "prepared", name="lenses", origin="tests",
+        instrument="model_iii", shape=(64, 64), dtype="float32", parameters={},
+    ) as writer:  # fmt: skip
+        rows = {
+            "sample_id": [str(i) for i in range(140)],
+            "class": ["axion"] * 140,
+            TARGET: np.random.default_rng(0).uniform(-24, -22, 140).tolist(),
+            "split": ["test"] * 100 + ["calibration"] * 40,
+        }
+        writer.append(lenses[:140], rows)
+        return writer.commit()
+
+
+def test_what_passes_is_a_file_and_what_does_not_has_its_numbers(
+    onnx_path: Path, store, lenses, monkeypatch, tmp_path
+):
+    settings = ExportConfig(
+        variants=("float16", "int8"), least_speedup=1.2, error_tolerance=1.0, coverage_tolerance=1.0
+    )
+    monkeypatch.setattr(variants, "images_per_second", lambda *_: (100.0, 150.0))
+    files, table = make_variants(onnx_path, store, settings)
+    assert list(files) == ["model.float16.onnx", "model.int8.onnx"]
+    assert [row.kept for row in table] == [True] * 3 and table[1].speedup == 1.5
+    exact = OnnxRegressor(onnx_path, threads=1).predict(lenses[:20])
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        found = OnnxRegressor(tmp_path / name, threads=1).predict(lenses[:20])
+        np.testing.assert_allclose(found.class_probability, exact.class_probability, atol=0.25)
+        assert found.novelty is not None and np.any(found.density != exact.density), name
+    operators = {node.op_type for node in onnx.load_from_string(files["model.int8.onnx"]).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    kinds = {t.data_type for t in onnx.load_from_string(files["model.float16.onnx"]).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+
+    monkeypatch.setattr(variants, "images_per_second", lambda *_: (100.0, 90.0))
+    files, table = make_variants(onnx_path, store, settings)
+    assert files == {} and not table[1].kept
+    assert table[1].refusals[0] == "0.90 times as fast, asked are 1.2"
+    assert "refused: 0.90 times as fast" in as_markdown(table)
+    assert json.loads(json.dumps(as_records(table)))[0]["variant"] == "float32"
+
+
+def test_none_are_made_unless_asked_for(onnx_path: Path, store):
+    assert make_variants(onnx_path, store, ExportConfig()) == ({}, [])
+
+
+def test_a_variant_may_be_neither_less_accurate_nor_less_calibrated():
+    rng = np.random.default_rng(0)
+    errors = np.abs(rng.normal(0, 0.1, 2000))
+    good = Trial(errors, {68: 0.69, 90: 0.90}, 0.0)
+    limits = {"error_tolerance": 0.02, "coverage_tolerance": 0.01}
+    assert (
+        objections(good, Trial(errors + rng.normal(0, 0.001, 2000), {68: 0.675, 90: 0.905}, 0.0), **limits)
+        == []
+    )
+    (error,) = objections(good, Trial(1.05 * errors, good.coverage, 0.0), **limits)
+    assert error.startswith("mean absolute error")
+    (coverage,) = objections(good, Trial(errors, {68: 0.64, 90: 0.90}, 0.0), **limits)
+    assert coverage == "coverage at 68% is 64.0% against 69.0%"
+
+
+def test_the_comparison_measures_what_it_says(onnx_path: Path, store):
+    regressor = OnnxRegressor(onnx_path, threads=1)
+    test = TestImages.of(store, TARGET)
+    assert len(test.truth) == 100
+    trial = try_out(regressor, test, TARGET)
+    posterior = regressor.predict(test.images)
+    assert trial.mae == pytest.approx(np.abs(posterior.median - test.truth).mean())
+    low, high = posterior.interval(0.68).T
+    assert trial.coverage[68] == pytest.approx(np.mean((test.truth >= low) & (test.truth <= high)), abs=0.011)
+    assert trial.nll == pytest.approx(-posterior.log_prob(test.truth).mean())
+    first, second = images_per_second(regressor, regressor, test.images[:8])
+    assert 0.2 < first / second < 5

@@ -1,0 +1,79 @@
+"""A student learns its teacher's densities, and only a teacher that fits is taken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from darkarc.config import parse
+from darkarc.data.batches import ImageSource
+from darkarc.models import Regressor, save_regressor
+from darkarc.tracking import NullTracker
+from darkarc.training import train, training_digest
+from darkarc.training.distillation import Teacher, TeacherError, teacher_of
+from darkarc.training.objectives import objective
+
+PLAIN = {"recalibration": "none", "novelty": "none", "dropout": 0.0, "stochastic_depth": 0.0}
+
+
+@pytest.fixture
+def teacher(prepared, settings, tmp_path) -> Regressor:
+    result = train(
+        settings(model=PLAIN, epochs=4, learning_rate=1e-2), prepared, workdir=tmp_path / "teacher-work",
+        tracker=NullTracker(), progress=False,
+    )  # fmt: skip
+    save_regressor(result.regressor, tmp_path / "teacher")
+    return result.regressor
+
+
+def divergence(teacher: Regressor, student: Regressor, images: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of the densities, in nats."""
+    theirs, ours = teacher.predict(images), student.predict(images)
+    return float(np.mean(np.sum(theirs.probability * np.log(theirs.density / ours.density), axis=1)))
+
+
+def test_a_teacher_has_nothing_to_teach_itself(teacher, prepared, settings):
+    batch = ImageSource(prepared, "train", settings().targets).batch(torch.arange(20))
+    truths = settings(model=PLAIN).train
+    alone = objective(teacher, batch, truths)
+    assert float(objective(teacher, batch, truths, None, Teacher(teacher, 1.0))) == pytest.approx(0, abs=1e-4)
+    assert float(objective(teacher, batch, truths, None, Teacher(teacher, 0.0))) == pytest.approx(
+        float(alone)
+    )
+    half = objective(teacher, batch, truths, None, Teacher(teacher, 0.5))
+    assert float(half) == pytest.approx(0.5 * float(alone), rel=1e-4)
+
+
+def test_the_student_comes_closer_to_the_teacher_than_by_truths(teacher, prepared, settings, tmp_path):
+    images = prepared.images(slice(70, 100))
+    found = {}
+    for weight in (0.0, 1.0):
+        config = settings(
+            model=PLAIN, seed=3, epochs=4, learning_rate=1e-2, teacher=str(tmp_path / "teacher"),
+            distillation_weight=weight,
+        )  # fmt: skip
+        result = train(config, prepared, workdir=tmp_path / "work", tracker=NullTracker(), progress=False)
+        found[weight] = divergence(teacher, result.regressor, images)
+    assert found[1.0] < 0.8 * found[0.0]
+
+
+def test_another_teacher_is_another_training(teacher, prepared, settings, tmp_path):
+    config = settings(model=PLAIN, teacher=str(tmp_path / "teacher"))
+    before = training_digest(config, prepared)
+    with torch.no_grad():
+        teacher.class_layer.bias += 1
+    save_regressor(teacher, tmp_path / "teacher")
+    assert training_digest(config, prepared) != before
+    assert training_digest(settings(model=PLAIN), prepared) != before
+
+
+def test_a_teacher_that_does_not_fit_is_refused(teacher, tmp_path):
+    train_section = parse({"train": {"teacher": str(tmp_path / "teacher")}}).train
+    assert teacher_of(parse({}).train, teacher) is None
+    other = Regressor(replace(teacher.spec, model=teacher.spec.model | {"bins": 16}))
+    with pytest.raises(TeacherError, match="has bins 32, the student 16"):
+        teacher_of(train_section, other)
+    elsewhere = parse({"train": {"teacher": str(tmp_path / "nowhere")}}).train
+    with pytest.raises(TeacherError, match="give the folder of a training"):
+        teacher_of(elsewhere, teacher)
