@@ -84,6 +84,9 @@ def predict(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a killed call of the same kind stopped.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A picture of each lens and its answer, in here.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Answer images of any number with class probabilities, mass, intervals and flags."""
@@ -98,6 +101,7 @@ def predict(
         batch_size=batch_size,
         progress=not quiet,
         resume=resume,
+        pictures=pictures,
     )
     say(str(summary))
     if summary.n_unreadable == summary.n_images:

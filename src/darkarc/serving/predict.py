@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from darkarc.models import QUANTILE_LEVELS, Posterior, Regressor
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.table import Journal, Row, check_ending, printable, table_row, write_table
+
+if TYPE_CHECKING:
+    from darkarc.serving.pictures import Album
 
 LEVELS = (0.5, *QUANTILE_LEVELS)
 UNREADABLE = "not readable: "
@@ -75,6 +79,7 @@ def predict_files(
     batch_size: int = 64,
     progress: bool = True,
     resume: bool = True,
+    pictures: str | Path | None = None,
 ) -> PredictSummary:
     """Answer every image under `paths` and write the table `out` (.csv or .parquet, columns `COLUMNS`).
 
@@ -83,6 +88,7 @@ def predict_files(
     gate: an image whose probability of the target's class is lower gets no mass.
     batch_size: images in memory at once.
     resume: go on where a killed call with the same regressor, paths and options stopped.
+    pictures: a folder for a picture of each image that was read, named by its row.
 
     The table is complete or absent. An image the regressor must not judge (another size, far from the
     training images, not readable) has empty numbers and the reason in `flag`.
@@ -102,7 +108,14 @@ def predict_files(
     with Journal(out, identity, resume=resume) as journal, _bar(progress) as advance:
         items, summary = _after_journal(journal, paths, out)
         advance(summary.n_resumed)
-        while rows := answers.rows(islice(items, batch_size)):
+        album = None if pictures is None else _album(pictures)
+        while chunk := list(islice(items, batch_size)):
+            given = answers.of(chunk)
+            rows = [answer.row for answer in given]
+            if album is not None:
+                # Before the journal: what it has, has its picture.
+                for number, (item, answer) in enumerate(zip(chunk, given, strict=True), summary.n_images):
+                    album.add(number, answer.row, item.image, answer.posterior)
             journal.append(rows)
             summary.add(rows)
             advance(len(rows))
@@ -114,6 +127,13 @@ def predict_files(
         write_table(out, (row for batch in journal.batches() for row in batch))
         journal.remove()
     return summary
+
+
+def _album(folder: str | Path) -> "Album":
+    # matplotlib takes a second to import: only for those who want pictures.
+    from darkarc.serving.pictures import Album
+
+    return Album(folder)
 
 
 def fingerprint(regressor: Regressor | OnnxRegressor) -> str:

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from darkarc.config import DEFAULT_TARGET, ExportConfig
 from darkarc.data.store import Store
 from darkarc.evaluation.predictions import split_rows
+from darkarc.models.posterior import PosteriorError
 from darkarc.serving.comparison import TestImages, images_per_second, objections, try_out
 from darkarc.serving.onnx_file import INPUT, STANDARD_DOMAINS
 from darkarc.serving.onnx_regressor import OnnxRegressor
+from darkarc.serving.onnx_seal import seal
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,12 +43,15 @@ class Decision:
     variant: str
     kept: bool
     refusals: tuple[str, ...]
-    speedup: float
-    megabytes: float
-    mae_dex: float
-    coverage_68: float
-    coverage_90: float
-    nll: float
+    speedup: float | None = None
+    megabytes: float | None = None
+    mae_dex: float | None = None
+    coverage_68: float | None = None
+    coverage_90: float | None = None
+    nll: float | None = None
+
+
+NOT_FINITE = "its answers are not finite: the arithmetic does not reach"
 
 
 def make_variants(
@@ -71,7 +76,13 @@ def make_variants(
             path = Path(folder) / f"model.{name}.onnx"
             _save(MAKERS[name](fused, store, Path(folder)), model, path)
             variant = OnnxRegressor(path, threads=1)
-            own = try_out(variant, test, target)
+            try:
+                own = try_out(variant, test, target)
+            except PosteriorError:
+                table.append(
+                    Decision(name, False, (NOT_FINITE,), megabytes=round(path.stat().st_size / 1e6, 3))
+                )
+                continue
             before, after = images_per_second(reference, variant, test.images)
             refusals = objections(
                 trial,
@@ -113,11 +124,16 @@ def as_markdown(table: list[Decision]) -> str:
     ]
     for row in table:
         decision = "kept" if row.kept else "refused: " + "; ".join(row.refusals)
-        lines.append(
-            f"| {row.variant} | {row.speedup:.2f} | {row.megabytes:.2f} | {row.mae_dex:.4f} | "
-            f"{100 * row.coverage_68:.1f}% | {100 * row.coverage_90:.1f}% | {row.nll:.3f} | {decision} |"
-        )
+        numbers = (
+            _number(row.speedup, ".2f"), _number(row.megabytes, ".2f"), _number(row.mae_dex, ".4f"),
+            _number(row.coverage_68, ".1%"), _number(row.coverage_90, ".1%"), _number(row.nll, ".3f"),
+        )  # fmt: skip
+        lines.append(f"| {row.variant} | {' | '.join(numbers)} | {decision} |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _fused(model: Path, folder: Path) -> Path:
@@ -199,7 +215,7 @@ def _save(variant: "ModelProto", model: Path, path: Path) -> None:
     opsets = [entry for entry in variant.opset_import if entry.domain in STANDARD_DOMAINS]
     del variant.opset_import[:]
     variant.opset_import.extend(opsets)
-    path.write_bytes(variant.SerializeToString(deterministic=True))
+    path.write_bytes(seal(variant))
 
 
 @contextmanager
