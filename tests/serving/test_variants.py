@@ -41,8 +41,11 @@ def test_what_passes_is_a_file_and_what_does_not_has_its_numbers(
     )
     monkeypatch.setattr(variants, "images_per_second", lambda *_: (100.0, 150.0))
     files, table = make_variants(onnx_path, store, settings)
-    assert list(files) == ["model.float16.onnx", "model.int8.onnx"]
-    assert [row.kept for row in table] == [True] * 3 and table[1].speedup == 1.5
+    float32, float16, int8 = table
+    assert float32.kept and int8.kept and int8.speedup == 1.5
+    # Half precision may not reach: then that is the reason, and there is no file.
+    assert float16.kept == ("model.float16.onnx" in files)
+    assert float16.kept or float16.refusals == (variants.NOT_FINITE,)
     exact = OnnxRegressor(onnx_path, threads=1).predict(lenses[:20])
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -51,13 +54,14 @@ def test_what_passes_is_a_file_and_what_does_not_has_its_numbers(
         assert found.novelty is not None and np.any(found.density != exact.density), name
     operators = {node.op_type for node in onnx.load_from_string(files["model.int8.onnx"]).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
-    kinds = {t.data_type for t in onnx.load_from_string(files["model.float16.onnx"]).graph.initializer}
-    assert onnx.TensorProto.FLOAT16 in kinds
+    if float16.kept:
+        kinds = {t.data_type for t in onnx.load_from_string(files["model.float16.onnx"]).graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in kinds
 
     monkeypatch.setattr(variants, "images_per_second", lambda *_: (100.0, 90.0))
     files, table = make_variants(onnx_path, store, settings)
-    assert files == {} and not table[1].kept
-    assert table[1].refusals[0] == "0.90 times as fast, asked are 1.2"
+    assert files == {} and not table[2].kept
+    assert table[2].refusals[0] == "0.90 times as fast, asked are 1.2"
     assert "refused: 0.90 times as fast" in as_markdown(table)
     assert json.loads(json.dumps(as_records(table)))[0]["variant"] == "float32"
 

@@ -20,7 +20,7 @@ from darkarc.data.store import Store
 from darkarc.evaluation.predictions import split_rows
 from darkarc.models.posterior import PosteriorError
 from darkarc.serving.comparison import TestImages, images_per_second, objections, try_out
-from darkarc.serving.onnx_file import INPUT, STANDARD_DOMAINS
+from darkarc.serving.onnx_file import INPUT, STANDARD_DOMAINS, OnnxError
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.onnx_seal import seal
 
@@ -78,7 +78,7 @@ def make_variants(
             variant = OnnxRegressor(path, threads=1)
             try:
                 own = try_out(variant, test, target)
-            except PosteriorError:
+            except (PosteriorError, OnnxError):
                 table.append(
                     Decision(name, False, (NOT_FINITE,), megabytes=round(path.stat().st_size / 1e6, 3))
                 )
