@@ -36,8 +36,9 @@ lint: setup  ## formatting, style, types and the order of the folders
 	mypy
 	lint-imports
 
-test: lint  ## lint, then every test
-	python -m pytest
+# One thread a process: two processes of two threads each would wait for each other on two cores.
+test: lint  ## lint, then every test, a file at a time on each of two cores
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 format: setup  ## let ruff mend what it can
 	ruff format .
