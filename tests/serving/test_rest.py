@@ -96,7 +96,8 @@ def test_density_median_quantiles_and_classes_come_back(served, onnx_path, lense
     images = lenses[:n, None]
     found = ask(served[0], {"inputs": images.tolist()})
     expected = load(onnx_path).predict(images)
-    assert set(found) == {"density", "median", "quantiles", "class_probability"}
+    assert set(found) == {"density", "median", "quantiles", "class_probability", "novelty"}
+    assert np.allclose(found["novelty"], expected.novelty, atol=1e-2)
     density = np.array(found["density"])
     assert density.shape == (n, 1, expected.density.shape[1])
     assert np.allclose(density[:, 0], expected.density, rtol=1e-4, atol=1e-4)
