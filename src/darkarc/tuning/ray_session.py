@@ -50,6 +50,7 @@ def start_ray(n_cpus: int) -> None:
     while True:
         try:
             ray.init(
+                address="local",  # never one that runs here already
                 num_cpus=n_cpus,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
