@@ -1,6 +1,7 @@
 """Fixtures of every test: seeds, and the real DeepLense files where they are at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,18 @@ def _seeded() -> None:
 
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray with two cores for the tests of a file; the next file finds none."""
+    import ray
+
+    from darkarc.tuning.ray_session import start_ray
+
+    start_ray(2)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

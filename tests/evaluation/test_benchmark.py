@@ -36,10 +36,9 @@ from darkarc.evaluation.style import style, to_png
 from darkarc.tuning.book import FAILED, FINISHED, StudyBook
 from tests.tuning import conftest as tuning
 
-prepared, tiny_config, ray_here, tracked = (
+prepared, tiny_config, tracked = (
     tuning.prepared,
     tuning.tiny_config,
-    tuning.ray_here,
     tuning.tracked,
 )
 

@@ -28,22 +28,6 @@ class Recorder(NullTracker):
         self.points.append((step, dict(metrics)))
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    import ray
-
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def lonely_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     """A group of one process: all of the machinery, nobody else."""

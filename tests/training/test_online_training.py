@@ -21,6 +21,7 @@ from darkarc.training import (
     TrainingInterrupted,
     TrainResult,
     engine,
+    new_regressor,
     train,
     training_digest,
 )
@@ -140,7 +141,7 @@ def test_the_residual_channel_is_fitted_to_the_train_splits_smooth_lenses(prepar
     settings = config(
         model=MODEL | {"residual": 3}, train=TRAIN | {"dihedral": "none"}, data={"source": "simulated"}
     )
-    made = engine.new_regressor(settings, prepared).standardise
+    made = new_regressor(settings, prepared).standardise
     table = prepared.samples.to_pandas()
     train = (table["split"] == "train").to_numpy()
     smooth = torch.from_numpy(prepared.images(np.flatnonzero(train & (table["class"] == "no_sub"))))[:, None]
@@ -151,23 +152,21 @@ def test_the_residual_channel_is_fitted_to_the_train_splits_smooth_lenses(prepar
     assert made.residual is not None
     assert float(made(smooth)[:, -1].std() * made.residual.deviation) < 0.5 * float(whole.sqrt())
     assert torch.equal(
-        engine.new_regressor(settings, prepared).standardise.residual.components, made.residual.components
+        new_regressor(settings, prepared).standardise.residual.components, made.residual.components
     )
     too_many = config(model=MODEL | {"residual": 100})
     with pytest.raises(
         BatchError, match=r"give it more of them \(simulate.n_no_sub\), or set model.residual"
     ):
-        engine.new_regressor(too_many, prepared)
+        new_regressor(too_many, prepared)
 
 
 @pytest.mark.parametrize("moved", [{"rotation": 3.0}, {"shift_pixels": 1}], ids=["rotation", "shift"])
 def test_a_lens_that_is_moved_is_not_fitted_where_it_stood(prepared: Store, moved: dict[str, Any]) -> None:
     lenses = [
-        engine.new_regressor(config(train=TRAIN | train), prepared).spec.model["lens_residual"]
+        new_regressor(config(train=TRAIN | train), prepared).spec.model["lens_residual"]
         for train in ({}, moved, {"noise_augmentation": 1.0})
     ]
     assert lenses == ["compact", "none", "compact"]
     with pytest.raises(TrainingError, match=r"train.rotation or train.shift_pixels moves it: set those to 0"):
-        engine.new_regressor(
-            config(train=TRAIN | moved, model=MODEL | {"lens_residual": "compact"}), prepared
-        )
+        new_regressor(config(train=TRAIN | moved, model=MODEL | {"lens_residual": "compact"}), prepared)

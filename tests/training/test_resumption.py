@@ -1,5 +1,6 @@
 """Kills, signals and damaged checkpoints: the weights come out the same, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def same(a: TrainResult, b: TrainResult) -> bool:
 
 
 def kill_after(steps: int, config: Config, prepared: Store, workdir: Path) -> None:
-    arguments = [str(config.dump()), str(prepared.path), str(workdir), str(steps)]
+    arguments = [json.dumps(config.dump()), str(prepared.path), str(workdir), str(steps)]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_RUN, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},

@@ -1,6 +1,6 @@
 """A tiny prepared store, a configuration that trains on it in a blink, and one Ray for all tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> S
         )
         raw = writer.commit()
     return prepare(raw, folder / "prepared", tiny_config, None)
-
-
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    """One Ray with two cores for the whole session."""
-    import ray
-
-    from darkarc.tuning.ray_session import start_ray
-
-    start_ray(2)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

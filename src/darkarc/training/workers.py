@@ -235,6 +235,7 @@ def _ray(workers: int) -> Iterator[None]:
                     "RAY_ADDRESS to that of a cluster"
                 )
             ray.init(
+                address="local",  # never one that runs here already
                 num_cpus=workers,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
