@@ -143,6 +143,8 @@ def test_parameters_run_again_what_they_concern_and_nothing_before(project):
     try:
         (project / "params.yaml").write_text(whole({**SMALL, "train": {"epochs": 3}}))
         assert ran(run("dvc", "repro", "--dry", cwd=project)) == ["train"]
+        (project / "params.yaml").write_text(whole({**SMALL, "export": {"error_tolerance": 0.1}}))
+        assert ran(run("dvc", "repro", "--dry", cwd=project)) == ["export"]
         changed = {**SMALL, "simulate": {**SMALL["simulate"], "n_axion": 361}}
         (project / "params.yaml").write_text(whole(changed))
         assert ran(run("dvc", "repro", "--dry", cwd=project))[0] == "simulate"
