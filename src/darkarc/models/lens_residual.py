@@ -3,7 +3,9 @@
 The mass of an axion-like particle moves the pixels of an arc by parts in a thousand and less, beneath a
 smooth image that varies with the source's position by its whole range. Both the lens and the source are
 known up to that position (DeepLense fixes them), so it is fitted here, inside the model, by a few steps
-of Gauss and Newton, and the network looks at what is left, in units of the noise.
+of Gauss and Newton, and the network looks at what is left, in units of the noise. Where there is no noise
+the lens's strength is fitted too: a factor on all deflections, which DeepLense's sets differ in by parts in
+a thousand (it follows from the cosmology of the pyHalo that was installed).
 
 Two smooth lenses can be fitted: the main halo with the vortex's mass in its centre (`compact`: the limit of
 a heavy particle, whose vortex is a point; what is left is the vortex's length), or the main halo alone
@@ -21,6 +23,7 @@ from darkarc.simulation import (
     get_preset,
     observe,
     observe_with_gradient,
+    pixel_axis_arcsec,
     source_plane,
 )
 
@@ -44,6 +47,8 @@ _POINT_MASS_LOG10_EV = -19.0  # half-length 3e-5 arcsec: a point for every instr
 _NODES = 15  # a side of the grid of source positions that the fit starts from
 _COARSE = 16  # pixels a side of the images compared with the grid
 _LONGEST_STEP_ARCSEC = 0.05
+_STRENGTH = 0.03
+"""A fitted factor on the deflections is at most so far from one."""
 _NOISE_FREE = 1e-4
 """Unit of the residual where the images carry no noise, as a share of the brightest model pixel."""
 
@@ -61,6 +66,7 @@ class LensResidual(nn.Module):
     """
 
     plane: Tensor
+    deflection: Tensor
     nodes: Tensor
     coarse: Tensor
 
@@ -78,9 +84,12 @@ class LensResidual(nn.Module):
         self.counts = self.preset.counts and noise != "none"
         self.factor = self.preset.published_factor if noise == "published" else 1.0
         plane = _smooth_plane(self.preset, distances, lens)
+        axis = pixel_axis_arcsec(self.preset)
+        rays = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, H, W): x along a row
         # Without noise the residual reaches down to float32's rounding: the last step is in float64.
         self.exact = noise == "none" or (noise == "published" and not self.preset.counts)
         self.register_buffer("plane", plane if self.exact else plane.float(), persistent=False)
+        self.register_buffer("deflection", rays - plane, persistent=False)
         low, high = self.preset.source.position_arcsec
         self.low, self.high = low - 0.05, high + 0.05
         axis = torch.linspace(low, high, _NODES, dtype=torch.float64)
@@ -99,20 +108,37 @@ class LensResidual(nn.Module):
         return torch.stack([torch.asinh(residual) / 2, residual / rms, level], dim=1)
 
     def fit(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, H, W) -> residual (B, H, W) in units of the noise, and source position (B, 2) in arcsec."""
+        """(B, 1, H, W) -> residual (B, H, W) in units of the noise, and what was fitted, (B, 2) or (B, 3).
+
+        That is the source's position in arcsec, and the lens's strength where the images have no noise.
+        """
         data = images.float()[:, 0] / self.factor  # (B, H, W)
         source, scale = self._start(data)
-        plane = self.plane.float()
+        strength = torch.ones_like(source[:, :1])
         for step in range(STEPS):
             if step == STEPS - 1 and self.exact:
-                data, source, scale, plane = (x.double() for x in (data, source, scale, self.plane))
-            model, slopes = observe_with_gradient(self.preset, plane[0], plane[1], source)
+                data, source, scale, strength = (x.double() for x in (data, source, scale, strength))
+            x, y, deflection = self._lensed(strength)
+            model, slopes = observe_with_gradient(self.preset, x, y, source, deflection)
             scale, weight = self._scale_and_weight(data, model, scale)
-            source = source + self._step(data, model, slopes, scale, weight)
-            source = source.clamp(self.low, self.high)
-        model = observe(self.preset, plane[0], plane[1], source)
+            change = self._step(data, model, slopes, scale, weight)
+            source = (source + change[:, :2]).clamp(self.low, self.high)
+            if self.exact:
+                strength = (strength + change[:, 2:]).clamp(1 - _STRENGTH, 1 + _STRENGTH)
+        x, y, _ = self._lensed(strength)
+        model = observe(self.preset, x, y, source)
         scale, weight = self._scale_and_weight(data, model, scale)
-        return ((data - scale * model) * weight.sqrt()).float(), source.float()
+        fitted = torch.cat([source, strength], dim=1) if self.exact else source
+        return ((data - scale * model) * weight.sqrt()).float(), fitted.float()
+
+    def _lensed(self, strength: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The plane's x and y behind lenses of strengths (B, 1), and the deflection where it is varied."""
+        plane = self.plane.to(strength.dtype)
+        if not self.exact:
+            return plane[0], plane[1], None
+        deflection = self.deflection.to(strength.dtype)
+        moved = plane - (strength[:, :, None, None] - 1) * deflection
+        return moved[:, 0], moved[:, 1], deflection
 
     def _start(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """The best node (B, 2) of the grid, and the scale (B, 1, 1) between model and data there."""
@@ -147,22 +173,32 @@ class LensResidual(nn.Module):
         return torch.full_like(model, (_NOISE_FREE * self.peak) ** 2)
 
     def _step(self, data: Tensor, model: Tensor, slopes: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-        """Gauss and Newton's (B, 2), of at most `_LONGEST_STEP_ARCSEC` a coordinate."""
+        """Gauss and Newton's (B, 2), of at most `_LONGEST_STEP_ARCSEC` a coordinate; (B, 3) with the strength."""
 
         def inner(a: Tensor, b: Tensor) -> Tensor:
             return (weight * a * b).sum(dim=(1, 2))
 
-        rest = data - scale * model
-        along_x, along_y = (scale * slope for slope in slopes.unbind(1))
-        if self.counts:  # the scale is free: leave what it cannot mend
-            norm = inner(model, model)
-            along_x = along_x - (inner(along_x, model) / norm)[:, None, None] * model
-            along_y = along_y - (inner(along_y, model) / norm)[:, None, None] * model
+        def beyond(a: Tensor, b: Tensor) -> Tensor:
+            """Of `a` what a multiple of `b`, which is free, cannot mend."""
+            return a - (inner(a, b) / inner(b, b).clamp_min(1e-30))[:, None, None] * b
+
+        rest, directions = data - scale * model, [scale * slope for slope in slopes.unbind(1)]
+        along_x, along_y = directions[:2]
+        if self.counts:
+            along_x, along_y = beyond(along_x, model), beyond(along_y, model)
+        if self.exact:
+            along_x, along_y = beyond(along_x, directions[2]), beyond(along_y, directions[2])
         xx, xy, yy = inner(along_x, along_x), inner(along_x, along_y), inner(along_y, along_y)
         bx, by = inner(along_x, rest), inner(along_y, rest)
         determinant = (xx * yy - xy * xy).clamp_min(1e-30)
         step = torch.stack([yy * bx - xy * by, xx * by - xy * bx], dim=1) / determinant[:, None]
-        return step.clamp(-_LONGEST_STEP_ARCSEC, _LONGEST_STEP_ARCSEC)
+        step = step.clamp(-_LONGEST_STEP_ARCSEC, _LONGEST_STEP_ARCSEC)
+        if not self.exact:
+            return step
+        dx, dy = step[:, :1, None], step[:, 1:, None]
+        rest = rest - dx * directions[0] - dy * directions[1]
+        stronger = inner(rest, directions[2]) / inner(directions[2], directions[2]).clamp_min(1e-30)
+        return torch.cat([step, stronger[:, None]], dim=1)
 
 
 class _Pool(nn.Module):

@@ -75,13 +75,24 @@ def observe(preset: str | Preset, x_arcsec: Tensor, y_arcsec: Tensor, source_arc
 
 
 def observe_with_gradient(
-    preset: str | Preset, x_arcsec: Tensor, y_arcsec: Tensor, source_arcsec: Tensor
+    preset: str | Preset,
+    x_arcsec: Tensor,
+    y_arcsec: Tensor,
+    source_arcsec: Tensor,
+    deflection_arcsec: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`observe` (..., H, W) and its derivatives (..., 2, H, W) with respect to the source's x and y."""
+    """`observe` (..., H, W) and its derivatives (..., 2, H, W) with respect to the source's x and y.
+
+    With the deflection (2, H, W) that led to the plane, (..., 3, H, W): the third with respect to a factor
+    on it, the strength of the lens.
+    """
     preset = get_preset(preset)
     flux, gradient = pixel_flux_with_gradient(preset, x_arcsec, y_arcsec, source_arcsec.to(x_arcsec.dtype))
-    images = convolve(preset.instrument, torch.cat([flux.unsqueeze(-3), gradient], dim=-3))
-    return images.select(-3, 0), images.narrow(-3, 1, 2)
+    parts = [flux.unsqueeze(-3), gradient]
+    if deflection_arcsec is not None:  # the plane moves by minus the deflection, as if the source did by plus
+        parts.append((gradient * deflection_arcsec).sum(dim=-3, keepdim=True))
+    images = convolve(preset.instrument, torch.cat(parts, dim=-3))
+    return images.select(-3, 0), images.narrow(-3, 1, images.shape[-3] - 1)
 
 
 def model_image(
