@@ -138,6 +138,9 @@ class ModelConfig(Section):
     stretch_scale: float = Field(
         1.0, gt=0, description="deviations above nought from which on the stretch compresses"
     )
+    crop_pixels: int = Field(
+        0, ge=0, le=4096, description="the backbone sees the central square of so many pixels; 0: all"
+    )
     residual: int = Field(
         0,
         ge=0,

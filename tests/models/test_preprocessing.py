@@ -10,7 +10,7 @@ import torch
 
 from darkarc.config import ModelConfig
 from darkarc.models import Regressor, RegressorSpec, load_regressor, save_regressor
-from darkarc.models.preprocessing import STRETCHES, Standardise
+from darkarc.models.preprocessing import STRETCHES, Standardise, StatisticsError
 from darkarc.models.smooth_residual import SmoothResidual, principal_components
 from darkarc.serving.export import export_onnx
 
@@ -45,6 +45,20 @@ def test_a_stretch_is_odd_and_leaves_faint_pixels_alone(stretch: str) -> None:
     assert torch.equal(STRETCHES[stretch](-x), -y)
     assert float(y[0] / x[0]) == pytest.approx(1, abs=1e-3)
     assert (y <= x).all() and (y.diff() > 0).all()
+
+
+def test_the_backbone_sees_the_central_square_of_what_was_prepared_whole() -> None:
+    images = torch.randn(3, 1, 16, 20)
+    options = {"normalisation": "image", "background": "border_median", "stretch": "asinh"}
+    whole, made = standardise((16, 20), **options), standardise((16, 20), crop_pixels=12, **options)
+    assert torch.equal(made(images), whole(images)[:, :, 2:14, 4:16])
+    assert made.seen == (12, 12) and whole.seen == (16, 20)
+
+
+@pytest.mark.parametrize("side", [18, 13])
+def test_a_crop_out_of_the_middle_or_the_image_is_refused(side: int) -> None:
+    with pytest.raises(StatisticsError, match=rf"model.crop_pixels is {side}: .* 16 x 20 pixels"):
+        standardise((16, 20), crop_pixels=side)
 
 
 @pytest.mark.parametrize("normalisation", ["dataset", "image"])

@@ -120,6 +120,7 @@ def changed(make: Make, **options: object) -> bool:
         {"stretch": "asinh"},
         {"stretch": "log", "stretch_scale": 0.1},
         {"residual": 2},
+        {"crop_pixels": 12},
         {"head": "gaussian"},
         {"bins": 64},
     ],

@@ -173,7 +173,7 @@ class LensResidual(nn.Module):
         return torch.full_like(model, (_NOISE_FREE * self.peak) ** 2)
 
     def _step(self, data: Tensor, model: Tensor, slopes: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-        """Gauss and Newton's (B, 2), of at most `_LONGEST_STEP_ARCSEC` a coordinate; (B, 3) with the strength."""
+        """Gauss and Newton's (B, 2), at most `_LONGEST_STEP_ARCSEC`; (B, 3) with the strength."""
 
         def inner(a: Tensor, b: Tensor) -> Tensor:
             return (weight * a * b).sum(dim=(1, 2))

@@ -13,7 +13,7 @@ from darkarc.models.smooth_residual import SmoothResidual
 
 
 class StatisticsError(ValueError):
-    """Statistics of the train split that cannot standardise anything."""
+    """Statistics of the train split or a crop that cannot prepare such images; the message says why."""
 
 
 STRETCHES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +36,8 @@ class Standardise(nn.Module):
     the median of the image's outermost pixels. `stretch` then compresses what exceeds `stretch_scale`
     deviations. With `lens_residual` three channels for each fitted lens follow (see
     `models.lens_residual`); `form` is then the preset, noise form and distances of the images. With
-    `residual` > 0 the last channel is `SmoothResidual`.
+    `residual` > 0 the last channel is `SmoothResidual`. `crop_pixels` > 0 then cuts out the central square,
+    `seen` (H', W'): whatever is fitted or normalised has seen the whole image.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Standardise(nn.Module):
         self.border = BorderMedian(shape) if model.background == "border_median" else None
         self.residual = SmoothResidual(model.residual, shape) if model.residual else None
         self.channels = 1 + CHANNELS * len(self.lenses) + (self.residual is not None)
+        self.seen, self.border_pixels = _cropped(shape, model.crop_pixels)
 
     def forward(self, images: Tensor) -> Tensor:
         # Outside of autocast: raw counts in bfloat16 would lose the very differences that matter.
@@ -71,7 +73,9 @@ class Standardise(nn.Module):
             channels += [lens(images) for lens in self.lenses]
             if self.residual is not None:
                 channels.append(self.residual(standard))
-            return torch.cat(channels, dim=1) if len(channels) > 1 else channels[0]
+            whole = torch.cat(channels, dim=1) if len(channels) > 1 else channels[0]
+            (top, left), (height, width) = self.border_pixels, self.seen
+            return whole[:, :, top : top + height, left : left + width]
 
     def linear(self, images: Tensor) -> Tensor:
         """Channel 0 before the stretch, float32."""
@@ -84,6 +88,18 @@ class Standardise(nn.Module):
         deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         # The floor keeps a constant image finite: it becomes all zeros.
         return (centred if nought is None else images - nought) / deviation.clamp_min(1e-6 * self.std)
+
+
+def _cropped(shape: tuple[int, int], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(H', W') that the backbone sees, and the rows and columns in front of it."""
+    if side == 0:
+        return shape, (0, 0)
+    if side > min(shape) or any((size - side) % 2 for size in shape):
+        raise StatisticsError(
+            f"model.crop_pixels is {side}: expected at most {min(shape)}, and the same border on both sides "
+            f"of images of {shape[0]} x {shape[1]} pixels; 0 shows all of them"
+        )
+    return (side, side), ((shape[0] - side) // 2, (shape[1] - side) // 2)
 
 
 class BorderMedian(nn.Module):

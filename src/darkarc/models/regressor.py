@@ -135,7 +135,7 @@ class Regressor(nn.Module):
             )
         self.standardise = Standardise(model, spec.statistics, spec.shape, spec.form)
         try:
-            self.backbone = BACKBONES[model.backbone](model, spec.shape, self.standardise.channels)
+            self.backbone = BACKBONES[model.backbone](model, self.standardise.seen, self.standardise.channels)
         except BackboneError as error:
             raise RegressorError(str(error)) from error
         self.dropout = nn.Dropout(model.dropout)
