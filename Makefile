@@ -87,7 +87,7 @@ lock: setup  ## upgrade requirements.lock on purpose
 	  --no-emit-index-url --no-annotate --upgrade \
 	  --custom-compile-command "make lock" --constraint constraints.txt --output-file requirements.lock
 
-params: setup  ## params.yaml as src/darkarc/config.py describes it
+params: setup  ## params.yaml as src/darkarc/config describes it
 	python -c 'import darkarc.config; print(darkarc.config.template(), end="")' > params.yaml.new
 	mv params.yaml.new params.yaml
 

@@ -1,0 +1,33 @@
+"""What every section of `params.yaml` is, and the words that several of them share."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CLASSES = ("axion", "cdm", "no_sub")
+"""Class order of the DeepLense classifiers: the index of a name is its label."""
+
+DEFAULT_TARGET = "log10_axion_mass_ev"
+
+TARGET_CLASS = {
+    "log10_axion_mass_ev": "axion",
+    "log10_subhalo_mass_msun": "cdm",
+    "n_subhalos": "cdm",
+}
+"""Targets that can be regressed (columns of `samples.parquet`) and the one class that has them."""
+
+PresetName = Literal["model_i", "model_ii", "model_iii"]
+
+Noise = Literal["none", "published", "physical"]
+
+Distances = Literal["deeplense", "physical"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file, the key and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
