@@ -31,6 +31,11 @@ class ModelConfig(Section):
         "auto",
         description="smooth lens whose residual stands beside the image; auto: compact if it is known",
     )
+    lens_fit: Literal["source", "full"] = Field(
+        "full",
+        description="what that fit frees: the source's position, or the vortex's quadrupole too, and the "
+        "strength of noise-free lenses",
+    )
     stretch_scale: float = Field(
         1.0, gt=0, description="deviations above nought from which on the stretch compresses"
     )

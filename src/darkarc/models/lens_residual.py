@@ -3,19 +3,30 @@
 The mass of an axion-like particle moves the pixels of an arc by parts in a thousand and less, beneath a
 smooth image that varies with the source's position by its whole range. Both the lens and the source are
 known up to that position (DeepLense fixes them), so it is fitted here, inside the model, by a few steps
-of Gauss and Newton, and the network looks at what is left, in units of the noise. Where there is no noise
-the lens's strength is fitted too: a factor on all deflections, which DeepLense's sets differ in by parts in
-a thousand (it follows from the cosmology of the pyHalo that was installed).
+of Gauss and Newton, and the network looks at what is left, in units of the noise.
 
 Two smooth lenses can be fitted: the main halo with the vortex's mass in its centre (`compact`: the limit of
 a heavy particle, whose vortex is a point; what is left is the vortex's length), or the main halo alone
 (`bare`: what is left is any substructure).
+
+The `full` fit knows two things more. Where there is no noise it frees the lens's strength, a factor on all
+deflections, which DeepLense's sets differ in by parts in a thousand (it follows from the cosmology of the
+pyHalo that was installed). And of the compact lens's residual it says what that tells of a short vortex
+(`models.vortex_evidence`), as numbers beside the image.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from darkarc.models.vortex_evidence import (
+    POINT_MASS_LOG10_EV,
+    VortexEvidence,
+    central,
+    quadrupole_fields,
+    reach_pixels,
+)
+from darkarc.models.weighted_fit import fit_pair, orthogonal, share
 from darkarc.simulation import (
     NOISES,
     PRESETS,
@@ -43,7 +54,6 @@ CHANNELS = 3
 STEPS = 4
 """Steps of Gauss and Newton, from a node of the grid."""
 
-_POINT_MASS_LOG10_EV = -19.0  # half-length 3e-5 arcsec: a point for every instrument
 _NODES = 15  # a side of the grid of source positions that the fit starts from
 _COARSE = 16  # pixels a side of the images compared with the grid
 _LONGEST_STEP_ARCSEC = 0.05
@@ -58,20 +68,29 @@ class LensResidualError(ValueError):
 
 
 class LensResidual(nn.Module):
-    """Raw images (B, 1, H, W) of one preset and noise form -> (B, 3, H, W).
+    """Raw images (B, 1, H, W) of one preset and noise form -> (B, 3, H', W') and facts (B, n_facts) or None.
 
     Channels: asinh of the residual in units of each pixel's noise, halved; the residual over its own root
-    mean square; the natural logarithm of that root mean square, the same in every pixel.
+    mean square; the natural logarithm of that root mean square, the same in every pixel. Facts: those of
+    `VortexEvidence`, with `fit: full` and the compact lens. `seen` > 0 fits only that central square and as
+    much around it as the point-spread function reaches.
     Raises `LensResidualError` if preset, noise form and shape are not those of known images.
     """
 
     plane: Tensor
-    deflection: Tensor
+    deflections: Tensor
     nodes: Tensor
     coarse: Tensor
 
     def __init__(
-        self, preset: str, noise: str, distances: str, shape: tuple[int, int], lens: str = "compact"
+        self,
+        preset: str,
+        noise: str,
+        distances: str,
+        shape: tuple[int, int],
+        lens: str = "compact",
+        fit: str = "full",
+        seen: int = 0,
     ) -> None:
         super().__init__()
         if preset not in PRESETS or noise not in NOISES or get_preset(preset).instrument.shape != shape:
@@ -83,13 +102,23 @@ class LensResidual(nn.Module):
         self.preset, self.noise = get_preset(preset), noise
         self.counts = self.preset.counts and noise != "none"
         self.factor = self.preset.published_factor if noise == "published" else 1.0
-        plane = _smooth_plane(self.preset, distances, lens)
+        pixels = self.preset.instrument.pixels
+        self.side = min(seen + 2 * reach_pixels(self.preset), pixels) if seen else pixels
         axis = pixel_axis_arcsec(self.preset)
-        rays = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, H, W): x along a row
+        rays = central(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), self.side)  # x along a row
+        plane = central(_smooth_plane(self.preset, distances, lens), self.side)
         # Without noise the residual reaches down to float32's rounding: the last step is in float64.
         self.exact = noise == "none" or (noise == "published" and not self.preset.counts)
         self.register_buffer("plane", plane if self.exact else plane.float(), persistent=False)
-        self.register_buffer("deflection", rays - plane, persistent=False)
+        self.strength_is_free = fit == "full" and self.exact
+        self.evidence: VortexEvidence | None = None
+        if fit == "full" and lens == "compact":
+            core = not (self.exact or self.counts)
+            self.evidence = VortexEvidence(self.preset, distances, self.side, exact=self.exact, core=core)
+        self.n_facts = self.evidence.n_facts if self.evidence is not None else 0
+        # What may be free beside the source: the lens's strength; the quadrupole's two parts at the end.
+        fields = torch.cat([(rays - plane)[None], quadrupole_fields(self.preset, distances, self.side)])
+        self.register_buffer("deflections", fields if self.exact else fields.float(), persistent=False)
         low, high = self.preset.source.position_arcsec
         self.low, self.high = low - 0.05, high + 0.05
         axis = torch.linspace(low, high, _NODES, dtype=torch.float64)
@@ -99,46 +128,58 @@ class LensResidual(nn.Module):
         self.register_buffer("nodes", nodes.float(), persistent=False)
         pooled = functional.adaptive_avg_pool2d(templates[:, None], _COARSE).flatten(1)
         self.register_buffer("coarse", pooled.float(), persistent=False)
-        self.pool = nn.AdaptiveAvgPool2d(_COARSE) if shape[0] % _COARSE == 0 else _Pool(shape, _COARSE)
+        self.pool = (
+            nn.AdaptiveAvgPool2d(_COARSE)
+            if self.side % _COARSE == 0
+            else _Pool((self.side, self.side), _COARSE)
+        )
 
-    def forward(self, images: Tensor) -> Tensor:
-        residual, _ = self.fit(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        residual, _, facts = self._fit(images)
         rms = residual.square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).sqrt()
         level = torch.log(rms).expand_as(residual)
-        return torch.stack([torch.asinh(residual) / 2, residual / rms, level], dim=1)
+        return torch.stack([torch.asinh(residual) / 2, residual / rms, level], dim=1), facts
 
     def fit(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, H, W) -> residual (B, H, W) in units of the noise, and what was fitted, (B, 2) or (B, 3).
 
-        That is the source's position in arcsec, and the lens's strength where the images have no noise.
+        That is the source's position in arcsec, and the lens's strength where that is free.
         """
-        data = images.float()[:, 0] / self.factor  # (B, H, W)
+        residual, fitted, _ = self._fit(images)
+        return residual, fitted
+
+    def _fit(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        data = central(images[:, 0], self.side).float() / self.factor  # (B, H, W)
         source, scale = self._start(data)
         strength = torch.ones_like(source[:, :1])
         for step in range(STEPS):
             if step == STEPS - 1 and self.exact:
                 data, source, scale, strength = (x.double() for x in (data, source, scale, strength))
-            x, y, deflection = self._lensed(strength)
-            model, slopes = observe_with_gradient(self.preset, x, y, source, deflection)
+            model, slopes = self._model(source, strength, 1 if self.strength_is_free else 0)
             scale, weight = self._scale_and_weight(data, model, scale)
             change = self._step(data, model, slopes, scale, weight)
             source = (source + change[:, :2]).clamp(self.low, self.high)
-            if self.exact:
+            if self.strength_is_free:
                 strength = (strength + change[:, 2:]).clamp(1 - _STRENGTH, 1 + _STRENGTH)
-        x, y, _ = self._lensed(strength)
-        model = observe(self.preset, x, y, source)
+        model, slopes = self._model(source, strength, 0 if self.evidence is None else 3)
         scale, weight = self._scale_and_weight(data, model, scale)
-        fitted = torch.cat([source, strength], dim=1) if self.exact else source
-        return ((data - scale * model) * weight.sqrt()).float(), fitted.float()
+        rest, facts = data - scale * model, None
+        if self.evidence is not None:
+            along_x, along_y, stronger, *unit = (scale[:, None] * slopes).unbind(1)
+            free = [along_x, along_y, *([model] if self.counts else [])]
+            free += [stronger] if self.strength_is_free else []
+            facts = self.evidence(rest, weight, source, free, (unit[0], unit[1]))
+        fitted = torch.cat([source, strength], dim=1) if self.strength_is_free else source
+        return (rest * weight.sqrt()).float(), fitted.float(), facts
 
-    def _lensed(self, strength: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The plane's x and y behind lenses of strengths (B, 1), and the deflection where it is varied."""
-        plane = self.plane.to(strength.dtype)
-        if not self.exact:
-            return plane[0], plane[1], None
-        deflection = self.deflection.to(strength.dtype)
-        moved = plane - (strength[:, :, None, None] - 1) * deflection
-        return moved[:, 0], moved[:, 1], deflection
+    def _model(self, source: Tensor, strength: Tensor, n_fields: int) -> tuple[Tensor, Tensor]:
+        """Images of sources (B, 2) behind lenses of strengths (B, 1), and their (B, 2 + n_fields) slopes."""
+        plane, fields = self.plane.to(source.dtype), self.deflections.to(source.dtype)
+        x, y = plane[0], plane[1]
+        if self.strength_is_free:
+            moved = plane - (strength[:, :, None, None] - 1) * fields[0]
+            x, y = moved[:, 0], moved[:, 1]
+        return observe_with_gradient(self.preset, x, y, source, fields[:n_fields] if n_fields else None)
 
     def _start(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """The best node (B, 2) of the grid, and the scale (B, 1, 1) between model and data there."""
@@ -173,32 +214,15 @@ class LensResidual(nn.Module):
         return torch.full_like(model, (_NOISE_FREE * self.peak) ** 2)
 
     def _step(self, data: Tensor, model: Tensor, slopes: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-        """Gauss and Newton's (B, 2), at most `_LONGEST_STEP_ARCSEC`; (B, 3) with the strength."""
-
-        def inner(a: Tensor, b: Tensor) -> Tensor:
-            return (weight * a * b).sum(dim=(1, 2))
-
-        def beyond(a: Tensor, b: Tensor) -> Tensor:
-            """Of `a` what a multiple of `b`, which is free, cannot mend."""
-            return a - (inner(a, b) / inner(b, b).clamp_min(1e-30))[:, None, None] * b
-
-        rest, directions = data - scale * model, [scale * slope for slope in slopes.unbind(1)]
-        along_x, along_y = directions[:2]
-        if self.counts:
-            along_x, along_y = beyond(along_x, model), beyond(along_y, model)
-        if self.exact:
-            along_x, along_y = beyond(along_x, directions[2]), beyond(along_y, directions[2])
-        xx, xy, yy = inner(along_x, along_x), inner(along_x, along_y), inner(along_y, along_y)
-        bx, by = inner(along_x, rest), inner(along_y, rest)
-        determinant = (xx * yy - xy * xy).clamp_min(1e-30)
-        step = torch.stack([yy * bx - xy * by, xx * by - xy * bx], dim=1) / determinant[:, None]
+        """Gauss and Newton's (B, 2), at most `_LONGEST_STEP_ARCSEC`; (B, 3) where the strength is free."""
+        rest, (along_x, along_y, *stronger) = data - scale * model, (scale[:, None] * slopes).unbind(1)
+        free = [model] if self.counts else []  # the scale: leave what it cannot mend
+        step = fit_pair(rest, along_x, along_y, orthogonal([*free, *stronger], weight), weight).found
         step = step.clamp(-_LONGEST_STEP_ARCSEC, _LONGEST_STEP_ARCSEC)
-        if not self.exact:
+        if not stronger:
             return step
-        dx, dy = step[:, :1, None], step[:, 1:, None]
-        rest = rest - dx * directions[0] - dy * directions[1]
-        stronger = inner(rest, directions[2]) / inner(directions[2], directions[2]).clamp_min(1e-30)
-        return torch.cat([step, stronger[:, None]], dim=1)
+        rest = rest - step[:, :1, None] * along_x - step[:, 1:, None] * along_y
+        return torch.cat([step, share(rest, stronger[0], weight)[:, None]], dim=1)
 
 
 class _Pool(nn.Module):
@@ -223,7 +247,7 @@ def _smooth_plane(preset: Preset, distances: str, lens: str) -> Tensor:
         return torch.stack(source_plane(preset, distances=distances))
     x, y = source_plane(
         preset,
-        log10_mass_ev=torch.tensor([_POINT_MASS_LOG10_EV], dtype=torch.float64),
+        log10_mass_ev=torch.tensor([POINT_MASS_LOG10_EV], dtype=torch.float64),
         angle_rad=torch.zeros(1, dtype=torch.float64),
         distances=distances,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from darkarc.config import ModelConfig
 from darkarc.models.lens_residual import CHANNELS, LENSES, LensResidual
 from darkarc.models.smooth_residual import SmoothResidual
+from darkarc.models.vortex_evidence import central
 
 
 class StatisticsError(ValueError):
@@ -36,8 +37,8 @@ class Standardise(nn.Module):
     the median of the image's outermost pixels. `stretch` then compresses what exceeds `stretch_scale`
     deviations. With `lens_residual` three channels for each fitted lens follow (see
     `models.lens_residual`); `form` is then the preset, noise form and distances of the images. With
-    `residual` > 0 the last channel is `SmoothResidual`. `crop_pixels` > 0 then cuts out the central square,
-    `seen` (H', W'): whatever is fitted or normalised has seen the whole image.
+    `residual` > 0 the last channel is `SmoothResidual`. With `crop_pixels` > 0 each channel is the central
+    square of that, `seen` (H', W'); lenses are fitted to that square, all else to the whole image.
     """
 
     def __init__(
@@ -49,7 +50,14 @@ class Standardise(nn.Module):
     ) -> None:
         super().__init__()
         lenses = LENSES[model.lens_residual] if form else ()
-        self.lenses = nn.ModuleList(LensResidual(**(form or {}), shape=shape, lens=name) for name in lenses)
+        self.seen = _cropped(shape, model.crop_pixels)
+        made = [
+            LensResidual(**form, shape=shape, lens=name, fit=model.lens_fit, seen=model.crop_pixels)
+            for name in lenses
+            if form
+        ]
+        self.lenses = nn.ModuleList(made)
+        self.n_facts = sum(lens.n_facts for lens in made)
         self.per_image = model.normalisation == "image"
         self.stretch, self.scale = STRETCHES[model.stretch], model.stretch_scale
         mean, std = float(statistics["mean"]), float(statistics["std"])
@@ -61,21 +69,27 @@ class Standardise(nn.Module):
         self.mean, self.std = mean, std
         self.border = BorderMedian(shape) if model.background == "border_median" else None
         self.residual = SmoothResidual(model.residual, shape) if model.residual else None
-        self.channels = 1 + CHANNELS * len(self.lenses) + (self.residual is not None)
-        self.seen, self.border_pixels = _cropped(shape, model.crop_pixels)
+        self.channels = 1 + CHANNELS * len(made) + (self.residual is not None)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `forward` gives, and the fitted lens's facts (B, n_facts), None where there are none."""
         # Outside of autocast: raw counts in bfloat16 would lose the very differences that matter.
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(torch.float32)
-            standard = self.linear(images)
+            standard, facts = self.linear(images), None
             channels = [self.scale * self.stretch(standard / self.scale)]
-            channels += [lens(images) for lens in self.lenses]
+            for lens in self.lenses:
+                residual, found = lens(images)
+                channels.append(residual)
+                facts = facts if found is None else found
             if self.residual is not None:
                 channels.append(self.residual(standard))
-            whole = torch.cat(channels, dim=1) if len(channels) > 1 else channels[0]
-            (top, left), (height, width) = self.border_pixels, self.seen
-            return whole[:, :, top : top + height, left : left + width]
+            if self.seen != images.shape[2:]:
+                channels = [central(channel, self.seen[0]) for channel in channels]
+            return torch.cat(channels, dim=1) if len(channels) > 1 else channels[0], facts
 
     def linear(self, images: Tensor) -> Tensor:
         """Channel 0 before the stretch, float32."""
@@ -90,16 +104,16 @@ class Standardise(nn.Module):
         return (centred if nought is None else images - nought) / deviation.clamp_min(1e-6 * self.std)
 
 
-def _cropped(shape: tuple[int, int], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(H', W') that the backbone sees, and the rows and columns in front of it."""
+def _cropped(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H', W') that the backbone sees."""
     if side == 0:
-        return shape, (0, 0)
+        return shape
     if side > min(shape) or any((size - side) % 2 for size in shape):
         raise StatisticsError(
             f"model.crop_pixels is {side}: expected at most {min(shape)}, and the same border on both sides "
             f"of images of {shape[0]} x {shape[1]} pixels; 0 shows all of them"
         )
-    return (side, side), ((shape[0] - side) // 2, (shape[1] - side) // 2)
+    return side, side
 
 
 class BorderMedian(nn.Module):

@@ -21,10 +21,12 @@ from darkarc.models.recalibration import Recalibration
 from darkarc.models.sealed import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
+FACT_FEATURES = 64
+"""Features that the facts of a fitted lens become, beside the backbone's."""
 QUANTILE_LEVELS = (0.05, 0.16, 0.84, 0.95)
 """Levels of `Prediction.quantiles`, those of the prediction table."""
 
-MODEL_BEFORE = {"novelty": "none", "lens_residual": "none"}
+MODEL_BEFORE = {"novelty": "none", "lens_residual": "none", "lens_fit": "source"}
 """What a model has that was made before these keys of the section `model` were there."""
 
 WEIGHTS_FILE = "regressor.safetensors"
@@ -139,7 +141,13 @@ class Regressor(nn.Module):
         except BackboneError as error:
             raise RegressorError(str(error)) from error
         self.dropout = nn.Dropout(model.dropout)
-        self._prepare(spec, HEADS[model.head](model), self.backbone.n_features)
+        n_features = self.backbone.n_features
+        self.facts_layer: nn.Module | None = None
+        if self.standardise.n_facts:
+            n_facts, n_features = self.standardise.n_facts, n_features + FACT_FEATURES
+            hidden = nn.Linear(n_facts, FACT_FEATURES), nn.SiLU(), nn.Linear(FACT_FEATURES, FACT_FEATURES)
+            self.facts_layer = nn.Sequential(*hidden, nn.SiLU())
+        self._prepare(spec, HEADS[model.head](model), n_features)
         self.target_layer = nn.Linear(self.n_features, len(spec.targets) * self.n_outputs)
         self.class_layer = nn.Linear(self.n_features, len(spec.classes))
         for layer in (self.target_layer, self.class_layer):
@@ -179,7 +187,7 @@ class Regressor(nn.Module):
 
         It is no part of the answers: `save_regressor` leaves it out, `drop_auxiliary` takes it away.
         """
-        layer = nn.Linear(self.backbone.n_features, n_auxiliary)
+        layer = nn.Linear(self.n_features, n_auxiliary)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         self.auxiliary_layer = layer
@@ -194,7 +202,12 @@ class Regressor(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, F), what all heads see."""
-        return cast(Tensor, self.dropout(self.backbone(self.standardise(images)).float()))
+        channels, facts = self.standardise.look(images)
+        features = self.backbone(channels).float()
+        if self.facts_layer is not None and facts is not None:
+            with torch.autocast(images.device.type, enabled=False):
+                features = torch.cat([features, self.facts_layer(facts)], dim=1)
+        return cast(Tensor, self.dropout(features))
 
     def answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F) -> as `head_outputs`."""

@@ -79,18 +79,17 @@ def observe_with_gradient(
     x_arcsec: Tensor,
     y_arcsec: Tensor,
     source_arcsec: Tensor,
-    deflection_arcsec: Tensor | None = None,
+    deflections_arcsec: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`observe` (..., H, W) and its derivatives (..., 2, H, W) with respect to the source's x and y.
 
-    With the deflection (2, H, W) that led to the plane, (..., 3, H, W): the third with respect to a factor
-    on it, the strength of the lens.
+    With further deflections (D, 2, H, W), (..., 2 + D, H, W): the others with respect to a factor on each.
     """
     preset = get_preset(preset)
     flux, gradient = pixel_flux_with_gradient(preset, x_arcsec, y_arcsec, source_arcsec.to(x_arcsec.dtype))
     parts = [flux.unsqueeze(-3), gradient]
-    if deflection_arcsec is not None:  # the plane moves by minus the deflection, as if the source did by plus
-        parts.append((gradient * deflection_arcsec).sum(dim=-3, keepdim=True))
+    if deflections_arcsec is not None:  # they move the plane by minus what moves the source by plus
+        parts += [(gradient * field).sum(dim=-3, keepdim=True) for field in deflections_arcsec.unbind(0)]
     images = convolve(preset.instrument, torch.cat(parts, dim=-3))
     return images.select(-3, 0), images.narrow(-3, 1, images.shape[-3] - 1)
 
