@@ -6,7 +6,16 @@ from pathlib import Path
 PACKAGE = str(Path(__file__).resolve().parents[1] / "src" / "darkarc")
 
 # What these unpickle came from this machine's own processes a moment ago, not from a file of somebody.
-OWN_PROCESSES = ("/multiprocessing/", "/concurrent/futures/", "/ray/", "/joblib/", "/copy.py", "/optuna/")
+OWN_PROCESSES = (
+    "/multiprocessing/",
+    "/concurrent/futures/",
+    "/ray/",
+    "/joblib/",
+    "/copy.py",
+    "/optuna/",
+    "/torch/_inductor/",  # its cache of compiled graphs
+    "/torch/_functorch/",
+)
 
 found: list[str] = []
 """What was looked up, and from where; a fixture fails the test that it happened in."""

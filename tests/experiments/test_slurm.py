@@ -129,7 +129,7 @@ def _mark(process: psutil.Process) -> str | None:
 
 def test_a_job_stops_before_its_time_is_over_and_the_next_goes_on(submitted: tuple[Path, dict[str, str]]):
     folder, environment = submitted
-    _study(folder, trials=2, epochs=50)
+    _study(folder, trials=2, epochs=150)
     job = _start(folder, environment, "--resume")
     give_up_at = time.monotonic() + 200
     while not any(

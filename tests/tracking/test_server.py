@@ -53,7 +53,7 @@ def _free_port() -> int:
 
 
 def _wait_until_it_answers(port: int, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(600):
+    for _ in range(1800):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
                 assert answer.status == 200

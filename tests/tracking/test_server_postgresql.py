@@ -28,7 +28,7 @@ from darkarc import config
 from darkarc.tracking import open_client, start_run
 from darkarc.tracking.server import DATABASE, PASSWORD
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 WORKERS = 4
 STEPS = 150
@@ -208,7 +208,7 @@ def test_four_workers_log_at_once_and_nothing_is_missing(as_user: Path, running:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(180)
+        worker.join(400)
     assert [worker.exitcode for worker in workers] == [0] * WORKERS
     told = [json.loads(Path(f"{number}.json").read_text()) for number in range(WORKERS)]
     assert [report["warnings"] for report in told] == [[]] * WORKERS
