@@ -124,3 +124,15 @@ def test_the_median_of_a_symmetric_map_and_the_norm_stay(method):
             posterior(Recalibration("none"), logits).median,
             atol=GRID.width,
         )
+
+
+@pytest.mark.parametrize("method", ["conformal", "local"])
+def test_the_one_more_image_that_may_lie_outside_does_not_lie_at_the_prior_s_end(method):
+    """A network leaves a little everywhere; a calibrated one must not have that blown up to 1 / (n + 1)."""
+    logits, place, _ = gaussian_case(1000, 0.02, 0.02, seed=4)
+    floor = torch.log(0.9999 * logits.softmax(dim=1) + 0.0001 / BINS)
+    recalibration = Recalibration(method)
+    recalibration.fit(floor, place)
+    assert (
+        posterior(recalibration, floor).std.mean() < 1.2 * posterior(Recalibration("none"), floor).std.mean()
+    )

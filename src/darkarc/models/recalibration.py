@@ -171,6 +171,10 @@ def _conformal_map(pit: Tensor, weights: Tensor) -> Tensor:
     score = (2 * pit - 1).abs()
     total = weights.sum()
     held = (score[None, :] <= half_widths[:, None]).double() @ weights / (total + 1)
+    # Wider than the widest interval that a truth was outside of, the posterior's own tail is all there is to
+    # go by: the one more image that may lie outside would put 1 / (n + 1) at the prior's far ends.
+    never_outside = held * (total + 1) > total - 0.5
+    held = torch.where(never_outside, torch.maximum(held, half_widths), held)
     if total < LEAST_WEIGHT:
         held = held * total / LEAST_WEIGHT + half_widths * (1 - total / LEAST_WEIGHT)
     held[0] = held[-1] = 1.0
