@@ -47,7 +47,7 @@ class ScheduleStep(Section):
 
 
 class TrainConfig(Section):
-    epochs: int = Field(24, ge=1)
+    epochs: int = Field(12, ge=1)
     members: int = Field(
         1, ge=1, le=64, description="trainings with seeds of their own that answer as one (deep ensemble)"
     )
