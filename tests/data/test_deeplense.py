@@ -324,6 +324,13 @@ class TestBroken:
             (b"{'descr': '<f8', 'fortran_order': False}", "does not describe"),
             (b"{'descr': '<f8', 'fortran_order': False, 'shape': (64, -64)}", "does not describe"),
             (b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999999, 2)}", "shape"),
+            # Found by a coverage-guided fuzzer: int() takes none of these.
+            (b"{'descr': '<f8', 'fortran_order': False, 'shape': (\x1e64, 64)}", "does not describe"),
+            (b"{'descr': '<f8', 'fortran_order': False, 'shape': (64 64,)}", "does not describe"),
+            (
+                b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b",)}",
+                "does not describe",
+            ),
             (b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1, 1, 1, 1)}", "shape"),
             (b"{'descr': '<M8', 'fortran_order': False, 'shape': (64, 64)}", "'M8'"),
             (b"{'descr': '<f16', 'fortran_order': False, 'shape': (64, 64)}", "'f16'"),

@@ -17,7 +17,8 @@ _MAX_HEADER = 10_000
 _MAX_NDIM = 4
 _DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?)([a-zA-Z]\d{0,4})['"]""")
 _ORDER = re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)""")
-_SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(([\dL,\s]*)\)""")
+# As numpy and Python 2 write it; int() takes no more than this, whatever else counts as a digit or a blank.
+_SHAPE = re.compile(r"""['"]shape['"] *: *\(((?: *[0-9]{1,20}L? *,)*(?: *[0-9]{1,20}L?)? *)\)""")
 _PIXELS = re.compile(r"f[248]|[iu][1248]")
 
 
