@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,35 @@ def test_the_ui_answers_to_its_own_name_only(project: Path, tmp_path: Path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_the_ui_leaves_no_process(how: signal.Signals, project: Path, tmp_path: Path):
+    """A service manager tells `darkarc ui` alone; MLflow's server below it must not go on."""
+    port = _free_port()
+    log = tmp_path / "ui.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "darkarc", "ui", "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    family: list[psutil.Process] = []
+    try:
+        _wait_until_it_answers(port, process, log)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        process.send_signal(how)
+        assert process.wait(60) == 0, log.read_text()
+        assert psutil.wait_procs(family, timeout=20)[1] == []
+    finally:
+        for child in family:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def test_runs_on_a_server_have_their_ui_there(project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,20 +4,17 @@ Passwords are in files that only their owner can read, or in the environment, an
 which every user of a machine can see.
 """
 
-import contextlib
 import ipaddress
 import os
 import secrets
-import signal
 import stat
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from darkarc.durable import write_file
+from darkarc.tracking._child import serve_until_asked
 from darkarc.tracking._environment import DEFAULTS
 from darkarc.tracking.errors import TrackingError
 
@@ -156,22 +153,7 @@ def serve_team(server: TeamServer) -> int:
     """Run the server until Ctrl-C or SIGTERM, which end all its processes; returns its exit status."""
     check_database(server)
     environment = server_environment(server)
-    process = subprocess.Popen(server_command(server), env=environment, start_new_session=True)
-    asked = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0 if asked else status
+    return serve_until_asked(server_command(server), environment)
 
 
 def _own_name(server: TeamServer) -> list[str]:

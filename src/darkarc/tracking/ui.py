@@ -1,9 +1,9 @@
 """The MLflow UI of this project's runs, for this machine alone."""
 
 import os
-import subprocess
 import sys
 
+from darkarc.tracking._child import serve_until_asked
 from darkarc.tracking._environment import DEFAULTS
 from darkarc.tracking.errors import TrackingError
 from darkarc.tracking.location import shown, sqlite_path, tracking_uri
@@ -43,13 +43,7 @@ def ui_environment() -> dict[str, str]:
 
 
 def serve_ui(port: int = 5000) -> int:
-    """Run the UI until Ctrl-C; returns the server's exit status."""
+    """Run the UI until Ctrl-C or SIGTERM, which end all its processes; returns the server's exit status."""
     if not 1024 <= port <= 65535:
         raise TrackingError(f"port {port}: expected 1024 to 65535")
-    process = subprocess.Popen(ui_command(port), env=ui_environment())
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        return 0
+    return serve_until_asked(ui_command(port), ui_environment())
