@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 
 from darkarc import config
 from darkarc.data.store import Store
@@ -26,6 +28,7 @@ from darkarc.tracking import (
     start_run,
     write_run,
 )
+from darkarc.tracking import _sender as sender
 from darkarc.tracking._sender import Sender, batches
 from darkarc.tracking.journal import Journal, Record
 
@@ -323,7 +326,58 @@ def test_what_the_store_refuses_does_not_block_the_rest(
         tracker.log_metrics({"loss": 1.0}, 0)
     assert "refuses to record metrics" in caplog.text
     assert _run(tracker.run_id).data.metrics == {"loss": 1.0}
+    assert _run(tracker.run_id).data.tags["darkarc.refused"].startswith("metrics: ")
     assert _run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_database_that_is_being_restarted_costs_no_record(
+    project: Path, settings: config.Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """MLflow calls some of its database's troubles a bad request."""
+    from mlflow.exceptions import MlflowException
+
+    send, refusals = MlflowClient.log_batch, [3]
+
+    def log_batch(self: MlflowClient, run_id: str, **batch: Any) -> Any:
+        if batch.get("metrics") and refusals[0]:
+            refusals[0] -= 1
+            raise MlflowException("(psycopg2.InterfaceError) connection already closed", BAD_REQUEST)
+        return send(self, run_id, **batch)
+
+    def set_tag(self: MlflowClient, run_id: str, key: str, value: str) -> None:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise MlflowException("the database system is starting up", TEMPORARILY_UNAVAILABLE)
+        tag(self, run_id, key, value)
+
+    tag = MlflowClient.set_tag
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    monkeypatch.setattr(MlflowClient, "set_tag", set_tag)
+    monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.01)
+    patient = config.parse({"tracking": {"system_metrics": False, "patience_s": 20}})
+    with start_run(patient, name="train", journal=JOURNAL) as tracker:
+        tracker.log_metrics({"loss": 1.0}, 0)
+    assert refusals == [0]
+    assert _curve(tracker.run_id, "loss") == [(0, 1.0)]
+    assert "refuses to record" not in caplog.text
+    assert "darkarc.refused" not in _run(tracker.run_id).data.tags
+
+
+def test_a_clock_that_jumps_moves_no_point(
+    project: Path, settings: config.Config, monkeypatch: pytest.MonkeyPatch
+):
+    """Forwards by an hour, back by two days, and forwards again, also between two sessions of one run."""
+    time_ns, hours = time.time_ns, [0]
+    monkeypatch.setattr(time, "time_ns", lambda: time_ns() + hours[0] * 3600 * 10**9)
+    monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9)
+    for session in ([0, 1, -48], [-48, 5, -1]):
+        with start_run(settings, name="train", journal=JOURNAL) as tracker:
+            for epoch, hours[0] in enumerate(session, start=0 if session[0] == 0 else 2):
+                tracker.log_metrics({"loss": 1 / (1 + epoch)}, epoch)
+    assert _curve(tracker.run_id, "loss") == [(epoch, 1 / (1 + epoch)) for epoch in range(5)]
+    run = _run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss": 0.2}, "the last epoch's, whatever the clock said"
 
 
 def test_system_metrics_are_sampled_and_go_on_counting(project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 TOKEN_TAG = "darkarc.journal"
+REFUSED_TAG = "darkarc.refused"
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 
@@ -146,8 +147,25 @@ class Sender:
                 for record in batch:
                     self._deliver([record])
                 return
-            _logger.warning("%s refuses to record %s: %s", shown(self._uri), batch[0].kind, error)
+            self._deliver_or_leave_out(batch, run_id, error)
         self._journal.acknowledge(last, run_id)
+
+    def _deliver_or_leave_out(self, batch: Sequence[Record], run_id: str, error: Exception) -> None:
+        """Leave a record out only if a store that is well refuses it.
+
+        MLflow says BAD_REQUEST of whatever its database says, also of a database that is being restarted.
+        A tag, which stays as a note of what was left out, shows that the store writes; then the record has
+        its second chance.
+        """
+        self.client.set_tag(run_id, REFUSED_TAG, f"{batch[0].kind}: {_first_line(error)}")
+        try:
+            _deliveries.DELIVERIES[batch[0].kind](self.client, run_id, batch)
+        except Exception as again:
+            if error_code(again) not in _REJECTED:
+                raise
+            _logger.warning("%s refuses to record %s: %s", shown(self._uri), batch[0].kind, again)
+        else:
+            self.client.delete_tag(run_id, REFUSED_TAG)
 
     def _without_password(self, text: object) -> str:
         return str(text).replace(self._uri, shown(self._uri))
