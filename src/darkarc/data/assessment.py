@@ -70,7 +70,10 @@ def assess(raw: Store, config: Config, progress: bool = False) -> Assessment:
     # Flat frames are all alike without being one scene: they join no groups.
     flat = statistics["saturation"] == 1
     joining = np.where(flat, np.arange(len(raw)).astype("S32"), prints)
-    group = merge_groups(samples["group_id"].to_pylist(), sample_id.tolist(), joining)
+    groups, names = samples["group_id"].to_pylist(), sample_id.tolist()
+    n_raw_groups = len(np.unique(merge_groups(groups, names)))
+    group = merge_groups(groups, names, joining)
+    del groups, names, joining  # of a million rows some hundred megabytes
     strata = _strata(class_name, targets, config)
     published = samples["split"].to_pylist()
     settings = config.prepare
@@ -101,7 +104,7 @@ def assess(raw: Store, config: Config, progress: bool = False) -> Assessment:
     require_classes(split[~excluded], class_name[~excluded], wanted, needed)
     return Assessment(
         sample_id, class_name, group, split, is_published, moved, statistics, rule, outliers, excluded,
-        n_raw_groups=len(np.unique(merge_groups(samples["group_id"].to_pylist(), sample_id.tolist()))),
+        n_raw_groups=n_raw_groups,
     )  # fmt: skip
 
 

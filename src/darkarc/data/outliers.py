@@ -71,20 +71,27 @@ def score_outliers(
     fitted = train & ~broken
     if not fitted.any():
         raise ValueError("no image of the train split is fit to learn from: each breaks a rule")
-    table = np.stack([statistics[name] for name in STATISTICS], axis=1)
-    scale = fit_scale(table[fitted])
-    deviations = scale.deviations(table)
-    features = np.arcsinh(deviations)  # forests split uniformly in value: far tails must not hide the bulk
+    scale = fit_scale(statistics, fitted)
+    n = len(fitted)
+    features = np.empty((n, len(STATISTICS)), np.float32)  # what trees compute in
+    statistic, deviation, score = np.empty(n, np.intp), np.empty(n), np.empty(n)
+    # In parts: a table of all deviations, and its copies, would be most of what `prepare` keeps in memory.
+    parts = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
+    for rows in parts:
+        deviations = scale.deviations(np.stack([statistics[name][rows] for name in STATISTICS], axis=1))
+        features[rows] = np.arcsinh(
+            deviations
+        )  # splits are uniform in value: far tails must not hide the bulk
+        statistic[rows] = np.argmax(np.abs(deviations), axis=1)
+        deviation[rows] = np.take_along_axis(deviations, statistic[rows, None], axis=1)[:, 0]
     forest = IsolationForest(
         n_estimators=trees,
         max_samples=min(_FOREST_SAMPLES, int(fitted.sum())),
         random_state=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         n_jobs=1,  # depths are added up in the order of the trees: one order, one result
     ).fit(features[fitted])
-    parts = np.split(features, range(_CHUNK, len(features), _CHUNK))
-    score = -np.concatenate([forest.score_samples(part) for part in parts])
-    statistic = np.argmax(np.abs(deviations), axis=1)
-    deviation = np.take_along_axis(deviations, statistic[:, None], axis=1)[:, 0]
+    for rows in parts:
+        score[rows] = -forest.score_samples(features[rows])
     score = np.maximum(score, 1 - 2 ** (-np.abs(deviation) / _HALF_SURPRISE))
     threshold = min(float(np.quantile(score[fitted], 1 - contamination)), CLEAR_SCORE)
     limit = np.full(len(score), threshold)
@@ -96,13 +103,14 @@ def score_outliers(
     return Outliers(np.where(broken, 1.0, score), statistic, deviation, unusual, threshold)
 
 
-def fit_scale(table: Array) -> RobustScale:
-    """Median and the distances to the 16% and 84% quantiles of statistics (N, S), in `STATISTICS` order.
+def fit_scale(statistics: Mapping[str, Array], fitted: NDArray[np.bool_]) -> RobustScale:
+    """Median and the distances to the 16% and 84% quantiles of each statistic over the rows `fitted`.
 
     Each spread has a floor, a change too small to matter, so that a statistic that is the same in
     every image (no negative pixel, say) does not turn rounding into an alarm.
     """
-    low, median, high = np.quantile(table, [0.16, 0.5, 0.84], axis=0)
+    quantiles = [np.quantile(statistics[name][fitted], [0.16, 0.5, 0.84]) for name in STATISTICS]
+    low, median, high = np.stack(quantiles, axis=1)
     floor = _floors(dict(zip(STATISTICS, median, strict=True)))
     return RobustScale(median, np.maximum(median - low, floor), np.maximum(high - median, floor))
 

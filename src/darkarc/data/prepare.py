@@ -23,6 +23,7 @@ from darkarc.data.store import Store, StoreWriter
 
 STATISTICS_FILE = "statistics.json"
 QUALITY_FILE = "quality.parquet"
+_QUALITY_ROWS = 2**17
 REFERENCE_QUANTILES = {"q001": 0.001, "q01": 0.01, "q50": 0.5, "q99": 0.99, "q999": 0.999}
 
 
@@ -162,20 +163,40 @@ def _fitted_statistics(raw: Store, assessment: Assessment, mean: float, std: flo
 
 
 def _quality_parquet(assessment: Assessment) -> bytes:
-    names = np.array(list(STATISTICS))
-    columns: dict[str, Any] = {
-        "sample_id": assessment.sample_id.tolist(),
-        "class": assessment.class_name.tolist(),
-        "split": assessment.split.tolist(),
-        "group": assessment.group.tolist(),
-        "score": assessment.outliers.score,
-        "reason": [assessment.reason(row) for row in range(len(assessment.rule))],
-        "rule": [rule or None for rule in assessment.rule.tolist()],
-        "statistic": names[assessment.outliers.statistic].tolist(),
-        "deviation": assessment.outliers.deviation,
-        "flagged": assessment.flagged,
-        "excluded": assessment.excluded,
-    }
+    """A row a raw sample, in groups: the copies that Python makes of the columns are never all there."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns | assessment.statistics), sink, compression="zstd")
+    schema = _quality_schema(assessment)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(assessment.rule), _QUALITY_ROWS):
+            table = _quality_rows(assessment, slice(start, start + _QUALITY_ROWS), schema)
+            writer.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def _quality_schema(assessment: Assessment) -> pa.Schema:
+    fields = [(name, pa.string()) for name in ("sample_id", "class", "split", "group")]
+    fields += [("score", pa.float64()), ("reason", pa.string())]
+    fields += [("rule", pa.string() if (assessment.rule != "").any() else pa.null())]
+    fields += [("statistic", pa.string()), ("deviation", pa.float64())]
+    fields += [("flagged", pa.bool_()), ("excluded", pa.bool_())]
+    return pa.schema([*fields, *((name, pa.float64()) for name in assessment.statistics)])
+
+
+def _quality_rows(assessment: Assessment, rows: slice, schema: pa.Schema) -> pa.Table:
+    names = np.array(list(STATISTICS))
+    rule = assessment.rule[rows]
+    columns: dict[str, Any] = {
+        "sample_id": assessment.sample_id[rows].tolist(),
+        "class": assessment.class_name[rows].tolist(),
+        "split": assessment.split[rows].tolist(),
+        "group": assessment.group[rows].tolist(),
+        "score": assessment.outliers.score[rows],
+        "reason": [assessment.reason(row) for row in range(rows.start, rows.start + len(rule))],
+        "rule": [found or None for found in rule.tolist()],
+        "statistic": names[assessment.outliers.statistic[rows]].tolist(),
+        "deviation": assessment.outliers.deviation[rows],
+        "flagged": assessment.flagged[rows],
+        "excluded": assessment.excluded[rows],
+    }
+    measured = {name: values[rows] for name, values in assessment.statistics.items()}
+    return pa.table(columns | measured, schema=schema)

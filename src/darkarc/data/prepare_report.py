@@ -60,7 +60,8 @@ def summary(raw: Store, assessment: Assessment, config: Config) -> dict[str, Any
         reason: {"flagged": int(rows.sum()), "excluded": int((rows & assessment.excluded).sum())}
         for reason, rows in _reasons(assessment).items()
     }
-    group_splits = dict(zip(assessment.group.tolist(), assessment.split.tolist(), strict=True))
+    _, firsts = np.unique(assessment.group, return_index=True)
+    group_splits = assessment.split[firsts]
     return {
         "raw": {"name": raw.manifest.name, "digest": raw.digest, "n": len(raw)},
         "seed": config.seed,
@@ -68,7 +69,7 @@ def summary(raw: Store, assessment: Assessment, config: Config) -> dict[str, Any
             split: {name: int(_count(assessment, kept, split, name)) for name in CLASSES} for split in SPLITS
         },
         "groups": {
-            **{split: sum(found == split for found in group_splits.values()) for split in SPLITS},
+            **{split: int(np.sum(group_splits == split)) for split in SPLITS},
             "joined_by_equal_pixels": assessment.n_raw_groups - len(group_splits),
         },
         "published": int(assessment.published.sum()),

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +50,12 @@ def split_groups(
     divided = drawn_shares(shares, published or ())
     stratum = np.full(len(names), np.iinfo(np.int64).max)
     np.minimum.at(stratum, group, strata)
-    labels = names.tolist()
-    ordered = sorted(
-        np.flatnonzero(free).tolist(), key=lambda g: (stratum[g], _rank(seed, labels[g]), labels[g])
-    )
+    members = np.flatnonzero(free)
+    ranks = np.fromiter((_rank(seed, str(name)) for name in names[members]), np.uint64, len(members))
+    ordered = members[np.lexsort((members, ranks, stratum[members]))]  # names are sorted: so are members
     carry = np.zeros(len(SPLITS))
-    for _, members in groupby(ordered, key=lambda g: stratum[g]):
-        together = list(members)
+    _, starts = np.unique(stratum[ordered], return_index=True)
+    for together in np.split(ordered, starts[1:]):
         counts, carry = _cut(len(together), [divided[name] for name in SPLITS], carry)
         result[together] = np.repeat(SPLITS, counts)
     return result[group]
@@ -109,10 +107,11 @@ def _published_splits(
     return fixed
 
 
-def _rank(seed: int, group: str) -> bytes:
+def _rank(seed: int, group: str) -> int:
     """A uniform key of a group that only seed and name determine."""
     key = int(seed).to_bytes(8, "little")
-    return hashlib.blake2b(group.encode(), digest_size=8, key=key, person=b"darkarc-split").digest()
+    digest = hashlib.blake2b(group.encode(), digest_size=8, key=key, person=b"darkarc-split").digest()
+    return int.from_bytes(digest, "big")
 
 
 def _cut(n: int, shares: Sequence[float], carry: NDArray) -> tuple[NDArray[np.int64], NDArray]:
