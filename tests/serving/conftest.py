@@ -115,7 +115,7 @@ def wary(make_regressor: MakeRegressor, train_images: np.ndarray) -> Regressor:
     for part in (train_images[:800], train_images[800:]):
         images = torch.from_numpy(part[:, None])
         with torch.inference_mode():
-            seen += [regressor.features(images), regressor.novelty.texture(images)]
+            seen.append(regressor.novelty.measure(images, *regressor.seen(images)))
     regressor.novelty.fit(*seen)
     return regressor
 

@@ -58,6 +58,7 @@ class ModelConfig(Section):
     recalibration: Literal["none", "temperature", "isotonic", "conformal", "local"] = Field(
         "local", description="how the calibration split mends the widths of the posteriors"
     )
-    novelty: Literal["none", "mixture"] = Field(
-        "mixture", description="a score inside the model for images unlike the training's"
+    novelty: Literal["none", "mixture", "full"] = Field(
+        "full",
+        description="a score in the model for images unlike the training's; full: sees blur by a fitted lens",
     )

@@ -57,9 +57,10 @@ class Ensemble(Regressor):
             member.load_state_dict(kept)
         return made.to(next(regressors[0].parameters()).device).eval()
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) -> (B, M F), the members' features side by side."""
-        return torch.cat([cast(Regressor, member).features(images) for member in self.members], dim=1)
+    def seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) -> (B, M F), the members' features side by side; and the channels they share."""
+        parts = [cast(Regressor, member).seen(images) for member in self.members]
+        return torch.cat([features for features, _ in parts], dim=1), parts[0][1]
 
     def answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M F) -> logarithms of the mixture's bin probabilities (B, T, K) and of its classes' (B, 3)."""
@@ -67,11 +68,11 @@ class Ensemble(Regressor):
         return _logarithm(probability.mean(dim=0)), _logarithm(classes.mean(dim=0))
 
     def forward(self, images: Tensor) -> Prediction:
-        features = self.features(images)
+        features, channels = self.seen(images)
         probability, classes = self._of_members(features)
         prediction = self.summarise(_logarithm(probability.mean(dim=0)), _logarithm(classes.mean(dim=0)))
         prediction = prediction._replace(std_between=self._between(probability, prediction.density))
-        return self.with_novelty(prediction, images, features)
+        return self.with_novelty(prediction, images, features, channels)
 
     def _of_members(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M F) -> the members' bin probabilities (M, B, T, K) and class probabilities (M, B, 3)."""

@@ -2,12 +2,15 @@
 
 Two things are looked at: the features that the answer is made of, and the texture of the pixels (radial
 power spectrum, noise, sharpest edge), because a backbone learns to overlook just what a wider
-point-spread function or more noise changes. Each has a mixture of Gaussians, fitted on the train split after
-training; the calibration split, which neither saw, says how rare a value is.
+point-spread function or more noise changes. Where the model fits a lens, a third: how large the residual is
+and how much of it is blur, which takes a point-spread function a tenth too wide for what it is, and not for
+a vortex. Each has a mixture of Gaussians, fitted on the train split after
+training; the calibration split, which none of them saw, says how rare a value is.
 """
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +21,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-FEATURE_COMPONENTS, TEXTURE_COMPONENTS = 8, 16
-"""Most Gaussians of the two mixtures: a texture has few dimensions and a bent distribution."""
+FEATURE_COMPONENTS, TEXTURE_COMPONENTS, BLUR_COMPONENTS = 8, 16, 8
+"""Most Gaussians of the mixtures: a texture has few dimensions and a bent distribution."""
 IMAGES_PER_COMPONENT = 200
 """Fewer Gaussians are taken if there are not so many images for each."""
 DIRECTIONS = 64
@@ -44,31 +47,48 @@ Floats = NDArray[np.float64]
 
 
 class Novelty(nn.Module):
-    """Raw images (B, 1, H, W) and their features (B, F) -> (B,) score, -log10 of a tail probability.
+    """Raw images (B, 1, H, W), their features (B, F) and channels (B, C, H', W') -> (B,) score.
 
-    2 is exceeded by one calibration image in 100. Beyond, the tail is taken for exponential: the way from 1
-    in 10 to 1 in 100 is a decade. Until fitted, every image scores alike and below 1.
+    The score is -log10 of a tail probability: 2 is exceeded by one calibration image in 100. Beyond, the tail
+    is taken for exponential: the way from 1 in 10 to 1 in 100 is a decade. Until fitted, every image scores
+    alike and below 1. `fitted_lens`: the channels are those of `Standardise` with a fitted lens.
     """
 
     typical: Tensor
     scale: Tensor
     quantiles: Tensor
 
-    def __init__(self, n_features: int, shape: tuple[int, int], pixel_std: float) -> None:
+    def __init__(
+        self, n_features: int, shape: tuple[int, int], pixel_std: float, *, fitted_lens: bool = False
+    ) -> None:
         super().__init__()
         self.texture = Texture(shape, pixel_std)
         self.of_features = Mixture(n_features, FEATURE_COMPONENTS)
         self.of_texture = Mixture(self.texture.n_features, TEXTURE_COMPONENTS)
-        self.register_buffer("typical", torch.zeros(2))
-        self.register_buffer("scale", torch.ones(2))
+        self.of_blur = Mixture(N_BLUR, BLUR_COMPONENTS) if fitted_lens else None
+        n = len(self._mixtures())
+        self.register_buffer("typical", torch.zeros(n))
+        self.register_buffer("scale", torch.ones(n))
         self.register_buffer("quantiles", 1e30 * torch.arange(3.0))
 
-    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+    def forward(self, images: Tensor, features: Tensor, channels: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            surprise = torch.stack(
-                [self.of_features(features.float()), self.of_texture(self.texture(images))], dim=1
-            )
+            surprise = self._surprise(self.measure(images, features, channels))
             return self._rarity(((surprise - self.typical) / self.scale).amax(dim=1))
+
+    def measure(self, images: Tensor, features: Tensor, channels: Tensor) -> list[Tensor]:
+        """What each mixture looks at, (B, ...) each: features, texture and, with a fitted lens, blur."""
+        seen = [features.float(), self.texture(images)]
+        return seen if self.of_blur is None else [*seen, blur(channels)]
+
+    def _mixtures(self) -> "list[Mixture]":
+        known = [self.of_features, self.of_texture]
+        return known if self.of_blur is None else [*known, self.of_blur]
+
+    def _surprise(self, measured: Sequence[Tensor]) -> Tensor:
+        """(B, M) of each mixture."""
+        found = [mixture(values) for mixture, values in zip(self._mixtures(), measured, strict=True)]
+        return torch.stack(found, dim=1)
 
     def _rarity(self, strangeness: Tensor) -> Tensor:
         """Piecewise linear through `LEVELS` on the scale of -log10(1 - level), and on beyond them."""
@@ -79,15 +99,11 @@ class Novelty(nn.Module):
         return 1 + torch.where(strangeness < tenth, below, above)
 
     @torch.no_grad()
-    def fit(
-        self, features: Tensor, texture: Tensor, calibration_features: Tensor, calibration_texture: Tensor
-    ) -> None:
-        """Learn from the train split's features (N, F) and texture (N, S), and the calibration split's."""
-        self.of_features.fit(features)
-        self.of_texture.fit(texture)
-        surprise = torch.stack(
-            [self.of_features(calibration_features), self.of_texture(calibration_texture)], dim=1
-        ).double()  # (M, 2)
+    def fit(self, train: Sequence[Tensor], calibration: Sequence[Tensor]) -> None:
+        """Learn from what `measure` gave of the train split's images and of the calibration split's."""
+        for mixture, values in zip(self._mixtures(), train, strict=True):
+            mixture.fit(values)
+        surprise = self._surprise(calibration).double()  # (N, M)
         self.typical.copy_(surprise.quantile(0.5, dim=0))
         self.scale.copy_((surprise.quantile(LEVELS[-1], dim=0) - self.typical).clamp_min(TINY))
         strangeness = ((surprise - self.typical) / self.scale).amax(dim=1)
@@ -167,6 +183,24 @@ def _second_differences(pixels: Tensor) -> Tensor:
     """(B, H, W) -> (B, H-2, W-2): kills planes, keeps noise (Immerkaer 1996)."""
     across = pixels[:, :, :-2] - 2 * pixels[:, :, 1:-1] + pixels[:, :, 2:]
     return across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
+
+
+N_BLUR = 2
+
+
+def blur(channels: Tensor) -> Tensor:
+    """Channels (B, C, H, W) of `Standardise` -> (B, 2): the fitted lens's residual, and its share of blur.
+
+    The logarithm of the residual's root mean square in units of the noise; and the cosine between residual
+    and the image's Laplacian, by which a wider point-spread function changes an image to first order.
+    """
+    image, residual, level = channels[:, 0].clamp(-FAR, FAR), channels[:, 2], channels[:, 3, 0, 0]
+    inner = image[:, 1:-1, 1:-1]
+    around = image[:, 2:, 1:-1] + image[:, :-2, 1:-1] + image[:, 1:-1, 2:] + image[:, 1:-1, :-2]
+    laplacian, rest = around - 4 * inner, residual[:, 1:-1, 1:-1]
+    power = laplacian.square().sum(dim=(1, 2)) * rest.square().sum(dim=(1, 2))
+    cosine = (laplacian * rest).sum(dim=(1, 2)) / power.clamp_min(TINY).sqrt()
+    return torch.stack([level.clamp(-FAR, FAR), cosine], dim=1)
 
 
 class Mixture(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from darkarc.config import CLASSES, TARGET_CLASS, ModelConfig
 from darkarc.models.backbones import BACKBONES, BackboneError
 from darkarc.models.heads import HEADS, Grid, Head
+from darkarc.models.lens_residual import LENSES
 from darkarc.models.novelty import Novelty
 from darkarc.models.posterior import Posterior
 from darkarc.models.preprocessing import Standardise
@@ -163,8 +164,10 @@ class Regressor(nn.Module):
         self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
         self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)
         self.novelty: Novelty | None = None
-        if model.novelty == "mixture":
-            self.novelty = Novelty(n_features, spec.shape, float(spec.statistics["std"]))
+        if model.novelty != "none":
+            fitted = model.novelty == "full" and spec.form is not None and bool(LENSES[model.lens_residual])
+            pixel_std = float(spec.statistics["std"])
+            self.novelty = Novelty(n_features, spec.shape, pixel_std, fitted_lens=fitted)
         levels = torch.tensor([0.5, *QUANTILE_LEVELS])
         self.register_buffer("levels", levels, persistent=False)
         self.auxiliary_layer: nn.Linear | None = None
@@ -202,12 +205,16 @@ class Regressor(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, F), what all heads see."""
+        return self.seen(images)[0]
+
+    def seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) -> the features and the channels (B, C, H', W') that they are made of."""
         channels, facts = self.standardise.look(images)
         features = self.backbone(channels).float()
         if self.facts_layer is not None and facts is not None:
             with torch.autocast(images.device.type, enabled=False):
                 features = torch.cat([features, self.facts_layer(facts)], dim=1)
-        return cast(Tensor, self.dropout(features))
+        return cast(Tensor, self.dropout(features)), channels
 
     def answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F) -> as `head_outputs`."""
@@ -217,14 +224,16 @@ class Regressor(nn.Module):
             return outputs, self.class_layer(features)
 
     def forward(self, images: Tensor) -> Prediction:
-        features = self.features(images)
-        return self.with_novelty(self.summarise(*self.answers(features)), images, features)
+        features, channels = self.seen(images)
+        return self.with_novelty(self.summarise(*self.answers(features)), images, features, channels)
 
-    def with_novelty(self, prediction: Prediction, images: Tensor, features: Tensor) -> Prediction:
+    def with_novelty(
+        self, prediction: Prediction, images: Tensor, features: Tensor, channels: Tensor
+    ) -> Prediction:
         """The prediction with the novelty of its images, if the regressor gives one."""
         if self.novelty is None:
             return prediction
-        return prediction._replace(novelty=self.novelty(images, features))
+        return prediction._replace(novelty=self.novelty(images, features, channels))
 
     def summarise(self, outputs: Tensor, class_logits: Tensor) -> Prediction:
         """What `head_outputs` gave -> `Prediction`."""

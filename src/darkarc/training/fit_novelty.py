@@ -25,20 +25,19 @@ def fit_novelty(config: Config, regressor: Regressor, prepared: Store) -> None:
     has_calibration = "calibration" in prepared.samples["split"].unique().to_pylist()
     splits = ("train", "calibration" if has_calibration else "validation")
     seen = [_seen(config, regressor, prepared, split) for split in splits]
-    regressor.novelty.fit(*seen[0], *seen[1])
+    regressor.novelty.fit(*seen)
 
 
 @torch.inference_mode()
-def _seen(config: Config, regressor: Regressor, prepared: Store, split: str) -> tuple[Tensor, Tensor]:
-    """Features (N, F) and texture (N, S) of a split, of at most `MOST_IMAGES` evenly spaced images."""
+def _seen(config: Config, regressor: Regressor, prepared: Store, split: str) -> list[Tensor]:
+    """What the novelty measures of a split, (N, ...) each, of at most `MOST_IMAGES` evenly spaced images."""
     assert regressor.novelty is not None
     regressor.eval()
     device = next(regressor.parameters()).device
     source = ImageSource(prepared, split, config.targets, memory_gb=config.data.memory_gb, device=device)
     chosen = np.linspace(0, len(source) - 1, min(len(source), MOST_IMAGES)).round().astype(np.int64)
-    features, texture = [], []
+    parts = []
     for indices in torch.from_numpy(chosen).to(device).split(VALIDATION_BATCH):
         images = source.batch(indices).images
-        features.append(regressor.features(images))
-        texture.append(regressor.novelty.texture(images))
-    return torch.cat(features), torch.cat(texture)
+        parts.append(regressor.novelty.measure(images, *regressor.seen(images)))
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
