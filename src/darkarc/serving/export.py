@@ -1,8 +1,11 @@
 """A regressor as one ONNX file: dynamic batch, preprocessing inside, its description in the metadata."""
 
 import json
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,12 +74,24 @@ def export_onnx(
     return path
 
 
+@contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """A logger, and those beneath it that have no level of their own, say nothing that is less."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _trace(regressor: Regressor, opset: int) -> "ModelProto":
     training, device = regressor.training, next(regressor.parameters()).device
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 1, *regressor.shape)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _errors_only("torch.onnx"):
             # The exporter's own advice, and deprecations inside of it: nothing a user could act on.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
