@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from darkarc.cli import app
+from darkarc import cli
+from darkarc.cli import app, is_lack_of_memory
 
 PROJECT = Path(__file__).resolve().parents[1]
 VERBS = sorted(
@@ -73,3 +74,37 @@ def test_without_parameters_the_file_is_named(tmp_path):
     assert result.returncode == 2
     assert "params.yaml: cannot read the parameters" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def chained(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (chained(RuntimeError("a worker failed"), MemoryError()), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("out of memory is no number"), False),
+    ],
+)
+def test_each_library_s_words_for_no_memory_are_known(error, expected):
+    assert is_lack_of_memory(error) is expected
+
+
+def test_no_memory_ends_in_one_message_that_says_what_to_lower(monkeypatch, capsys):
+    def lacks_memory() -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory\nmore")
+
+    monkeypatch.setattr(cli, "app", lacks_memory)
+    monkeypatch.delenv("DARKARC_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out of memory" in line and "train.batch_size" in line and "more" not in line.split(";")[0]
