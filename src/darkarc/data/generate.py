@@ -257,7 +257,6 @@ def _over_ray(chunks: Iterator[_Chunk], workers: int, address: str) -> Iterator[
             raise GenerateError(
                 f"no Ray cluster answers at {address!r} ({error}); "
                 "start one with `ray start --head`, or use local"
-                "start one with `ray start --head`, or use local"
             ) from error
     try:
         at_once = workers if workers > 1 else max(1, int(ray.cluster_resources().get("CPU", 1)))
