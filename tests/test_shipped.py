@@ -12,7 +12,7 @@ from darkarc.simulation import draw_scenes, render
 
 MODELS = sorted((Path(__file__).resolve().parents[1] / "models").glob("*.onnx"))
 LARGEST_ERROR_DEX = {
-    "model_i": 0.35,
+    "model_i": 0.4,
     "model_ii": 0.02,
     "model_ii_physical": 0.11,
     "model_iii": 0.02,
@@ -22,7 +22,7 @@ LARGEST_ERROR_DEX = {
 
 
 def test_models_are_there() -> None:
-    assert {"model_ii", "model_iii", "model_ii_physical", "model_iii_physical"} <= {p.stem for p in MODELS}
+    assert set(LARGEST_ERROR_DEX) == {p.stem for p in MODELS}
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

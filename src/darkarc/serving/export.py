@@ -31,7 +31,7 @@ TOLERANCE = 1e-4
 """Largest difference to torch allowed, in bin and class probabilities and in the target's unit."""
 
 
-NOVELTY_UNIT = 100.0
+NOVELTY_UNIT = 1000.0
 """Up to this size differences of the novelty are absolute, in this unit."""
 
 
@@ -186,9 +186,11 @@ def trial_images(spec: RegressorSpec, n: int = 5) -> NDArray[np.float32]:
 
 
 def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regressor: Regressor) -> float:
-    """The largest difference in bin probability, class probability, median, quantiles and novelty.
+    """The largest difference in density, class probability, median, quantiles and novelty.
 
-    That of the novelty is relative where it is large: far out it is a sum of large squares.
+    That of a density is how far its probability moves on average (Wasserstein's distance, in the target's
+    unit): unlike a bin's probability it does not grow as bins get finer than rounding. That of the novelty
+    is relative where it is large: far out it is a sum of large squares.
     A quantile may move along a stretch of almost no probability; what counts there is the probability
     between the two values, if that is less than the way between them.
     """
@@ -196,7 +198,8 @@ def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regres
     for t, target in enumerate(regressor.targets):
         edges = regressor.edges(target)
         ours, theirs = (answer.density[:, t].double().numpy() for answer in (torch_answer, onnx_answer))
-        largest = max(largest, float(np.abs((ours - theirs) * np.diff(edges)).max()))
+        moved = np.abs(np.cumsum((ours - theirs) * np.diff(edges), axis=1)) @ np.diff(edges)
+        largest = max(largest, float(moved.max()))
         classes = torch_answer.class_probability.double().numpy()
         posterior = Posterior(edges, ours, classes, target)
         pairs = [(torch_answer.median[:, t], onnx_answer.median[:, t])]
