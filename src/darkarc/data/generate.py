@@ -22,6 +22,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from darkarc.config import CLASSES, Config, SimulateConfig
+from darkarc.data.local_ray import start_local_ray
 from darkarc.data.store import Store, StoreWriter
 from darkarc.simulation import Scenes, draw_scenes, get_preset, render, scene_columns
 
@@ -252,7 +253,7 @@ def _over_ray(chunks: Iterator[_Chunk], workers: int, address: str) -> Iterator[
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(**_ray_options(address, workers))
+            _connect(address, workers)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise GenerateError(
                 f"no Ray cluster answers at {address!r} ({error}); "
@@ -272,13 +273,13 @@ def _simulate_on_cluster(chunk: _Chunk) -> _Made:
     return _simulate(chunk)
 
 
-def _ray_options(address: str, workers: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "warning"}
+def _connect(address: str, workers: int) -> None:
+    import ray
+
     if address == "local":
-        # Ray runs code for whoever reaches it: nobody but this machine does.
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        options["num_cpus"] = workers if workers > 1 else os.cpu_count()
-    return options
+        start_local_ray(workers if workers > 1 else os.cpu_count() or 1)
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
 
 
 @contextmanager

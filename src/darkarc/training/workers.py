@@ -16,6 +16,7 @@ import torch
 from darkarc import config as configuration
 from darkarc.config import Config
 from darkarc.data.batches import BatchError
+from darkarc.data.local_ray import start_local_ray
 from darkarc.data.store import Store
 from darkarc.models import Regressor
 from darkarc.tracking.tracker import NullTracker, Tracker
@@ -223,10 +224,9 @@ def _ray(workers: int) -> Iterator[None]:
         return
     mine = {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
     os.environ.update(mine)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             if workers > cores:
@@ -234,14 +234,7 @@ def _ray(workers: int) -> Iterator[None]:
                     f"train.workers is {workers}, but this machine has {cores} cores: lower it, or set "
                     "RAY_ADDRESS to that of a cluster"
                 )
-            ray.init(
-                address="local",  # never one that runs here already
-                num_cpus=workers,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
+            start_local_ray(workers, OBJECT_STORE_BYTES)
         yield
     finally:
         ray.shutdown()

@@ -4,16 +4,13 @@ import contextlib
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator
 
+from darkarc.data.local_ray import start_local_ray
 from darkarc.tuning.study import Study, StudyError
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Trials map their pixels from the disk, so that Ray's object store holds next to nothing."""
-
-PATIENCE_S = 300.0
-"""Ray gives its own processes 30 seconds to start, whatever else the machine is doing: it may try so long."""
 
 
 @contextlib.contextmanager
@@ -41,28 +38,5 @@ def a_ray(study: Study, address: str | None) -> Iterator[None]:
 
 
 def start_ray(n_cpus: int) -> None:
-    """A Ray on the loopback, started again if a busy machine did not let it come up in time."""
-    import psutil
-    import ray
-
-    give_up_at = time.monotonic() + PATIENCE_S
-    before = psutil.Process().children()
-    while True:
-        try:
-            ray.init(
-                address="local",  # never one that runs here already
-                num_cpus=n_cpus,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            return
-        except Exception as error:
-            ray.shutdown()
-            for left in psutil.Process().children():
-                if left not in before:
-                    left.kill()
-            if time.monotonic() > give_up_at or "timed out during startup" not in str(error):
-                raise
+    """A Ray for trials on this machine's loopback."""
+    start_local_ray(n_cpus, OBJECT_STORE_BYTES)
