@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # What the tests of other versions run: everything but the long ones and the formatting.
 QUICK := -m "not slow and not shared" -q
 
-.PHONY: help setup reproduce test lint format bench docs ui server lock params clean doctor sbom audit minimum newest
+.PHONY: help setup reproduce test drills lint format bench docs ui server lock params clean doctor sbom audit minimum newest
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,8 +37,14 @@ lint: setup  ## formatting, style, types and the order of the folders
 	lint-imports
 
 # One thread a process: two processes of two threads each would wait for each other on two cores.
-test: lint  ## lint, then every test, a file at a time on each of two cores
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+# The files with long tests are handed out first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: lint  ## lint, then every test but the drills, a file at a time on each of two cores
+	$(PYTEST) -m "not drill"
+
+drills: setup  ## the faults and clusters that are played through for minutes: kills, lost nodes, ray submit, Slurm
+	$(PYTEST) -m drill
 
 format: setup  ## let ruff mend what it can
 	ruff format .

@@ -10,7 +10,7 @@ from benchmarks.faults import VERBS, Calm, calm_project, try_verb
 SEED = 20261124
 KILLED = [verb for verb in VERBS if verb != "tune"]  # tests/tuning/test_faults.py kills studies
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 
 
 @pytest.fixture(scope="module")

@@ -234,6 +234,7 @@ def test_a_benchmark_trains_each_variant_as_train_would(
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_killed_benchmark_goes_on_with_the_epochs_it_had_planned(
     prepared: Store, tiny_config: Config, tmp_path: Path, tracked: str
 ) -> None:

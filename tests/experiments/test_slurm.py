@@ -21,7 +21,7 @@ from darkarc.data.generate import generate
 from darkarc.data.prepare import prepare
 from darkarc.tracking import open_client
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(590)]
 
 # srun runs what follows its own options on the nodes it is given; here that is always this one.
 SRUN = f"""\

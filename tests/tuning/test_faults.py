@@ -152,6 +152,7 @@ def study_of(study_tree: Tree, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.parametrize("name", ["tpe", "pb2"])
 def test_a_killed_driver_goes_on_to_the_same_winner(
     name: str,
@@ -176,6 +177,7 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_driver(
     study_tree: Tree,
     tiny_config: Config,
@@ -212,6 +214,7 @@ def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_dr
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_ctrl_c_leaves_a_study_that_resumes(
     study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str
 ) -> None:
