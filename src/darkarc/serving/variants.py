@@ -1,7 +1,8 @@
 """Exported regressors in smaller arithmetic, each kept only if it is faster, as accurate and as calibrated.
 
-`float16` and `int8` concern the convolutions alone, where the arithmetic is; preprocessing, densities and
-novelty stay in float32. The test set decides, and the numbers of the decision are written down.
+`float16` and `int8` concern the backbone's convolutions alone, where the arithmetic is; preprocessing, the
+fit of the lens, densities and novelty stay in float32. The test set decides, and the numbers of the decision
+are written down.
 """
 
 import logging
@@ -20,6 +21,7 @@ from darkarc.data.store import Store
 from darkarc.evaluation.predictions import split_rows
 from darkarc.models.posterior import PosteriorError
 from darkarc.serving.comparison import TestImages, images_per_second, objections, try_out
+from darkarc.serving.half_precision import backbone_in_half
 from darkarc.serving.onnx_file import INPUT, STANDARD_DOMAINS, OnnxError
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.onnx_seal import seal
@@ -51,6 +53,7 @@ class Decision:
     nll: float | None = None
 
 
+NOTHING_TO_CHANGE = "no convolution of a backbone in the file"
 NOT_FINITE = "its answers are not finite: the arithmetic does not reach"
 
 
@@ -74,7 +77,11 @@ def make_variants(
         fused = _fused(model, Path(folder))
         for name in settings.variants:
             path = Path(folder) / f"model.{name}.onnx"
-            _save(MAKERS[name](fused, store, Path(folder)), model, path)
+            made = MAKERS[name](fused, store, Path(folder))
+            if made is None:
+                table.append(Decision(name, False, (NOTHING_TO_CHANGE,)))
+                continue
+            _save(made, model, path)
             variant = OnnxRegressor(path, threads=1)
             try:
                 own = try_out(variant, test, target)
@@ -149,14 +156,11 @@ def _fused(model: Path, folder: Path) -> Path:
     return path
 
 
-def _float16(fused: Path, store: Store, folder: Path) -> "ModelProto":
+def _float16(fused: Path, store: Store, folder: Path) -> "ModelProto | None":
     import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(fused)
-    others = sorted({node.op_type for node in model.graph.node} - {"Conv", "Relu"})
-    with _quiet():
-        return convert_float_to_float16(model, keep_io_types=True, op_block_list=others)
+    return model if backbone_in_half(model) else None
 
 
 def _int8(fused: Path, store: Store, folder: Path) -> "ModelProto":
@@ -178,7 +182,11 @@ def _int8(fused: Path, store: Store, folder: Path) -> "ModelProto":
     return onnx.load(quantised)
 
 
-MAKERS: Mapping[str, Callable[[Path, Store, Path], "ModelProto"]] = {"float16": _float16, "int8": _int8}
+MAKERS: Mapping[str, Callable[[Path, Store, Path], "ModelProto | None"]] = {
+    "float16": _float16,
+    "int8": _int8,
+}
+"""(fused model, store, folder for scraps) -> the variant; None where there is nothing to make smaller."""
 
 
 def _calibration_reader(store: Store) -> Any:
