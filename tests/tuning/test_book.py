@@ -6,7 +6,7 @@ import pytest
 
 from darkarc.tracking import JournalError
 from darkarc.tuning import StudyError
-from darkarc.tuning.book import FINISHED, StudyBook
+from darkarc.tuning.book import FINISHED, PRUNED, StudyBook
 
 IDENTITY = {"study": {"name": "x"}, "training": "abc"}
 
@@ -48,6 +48,23 @@ def test_an_epoch_trained_again_keeps_its_first_timestamp(tmp_path: Path) -> Non
         assert book.trials[0].rows[3]["val_mae_dex"] == 0.3
         book.end(0, "failed", "later")
         assert book.trials[0].state == FINISHED
+
+
+def test_a_last_report_and_its_end_are_one_record(tmp_path: Path) -> None:
+    """Else a kill between them would let a trial go on that its rung had stopped."""
+    path = tmp_path / "book.jsonl"
+    with StudyBook(path, IDENTITY) as book:
+        book.suggest(0, {"model.dropout": 0.1}, {})
+        book.report(0, [row(1, 0.5)], checkpoint="a")
+        book.report(0, [row(2, 0.4)], checkpoint="b", end=(PRUNED, "asha after epoch 2"))
+        book.end(0, FINISHED, "later")
+    content = path.read_bytes()
+    seen = set()
+    for length in range(len(content.splitlines(keepends=True)[0]), len(content) + 1):
+        path.write_bytes(content[:length])
+        with StudyBook(path, IDENTITY) as book:
+            seen |= {(trial.epochs, trial.state, trial.reason) for trial in book.trials.values()}
+    assert seen == {(0, "", ""), (1, "", ""), (2, PRUNED, "asha after epoch 2")}
 
 
 @pytest.mark.parametrize("cut", [1, 40, 200, 400])

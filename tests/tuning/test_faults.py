@@ -63,11 +63,21 @@ class Driver:
                     bodies.append(record["body"])
         return bodies
 
-    def wait_for(self, kind: str, n: int, timeout_s: float = 120) -> None:
+    def ended(self) -> list[int]:
+        """Numbers of the trials that are over."""
+        return [body["number"] for body in self.booked("report") if "end" in body]
+
+    def wait_for_reports(self, n: int) -> None:
+        self._wait(lambda: len(self.booked("report")), n, "reports")
+
+    def wait_for_ends(self, n: int) -> None:
+        self._wait(lambda: len(self.ended()), n, "trials that are over")
+
+    def _wait(self, count: Callable[[], int], n: int, what: str, timeout_s: float = 120) -> None:
         give_up_at = time.monotonic() + timeout_s
-        while len(self.booked(kind)) < n:
+        while (there := count()) < n:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < give_up_at, f"{len(self.booked(kind))} of {n} {kind} records"
+            assert time.monotonic() < give_up_at, f"{there} of {n} {what}"
             time.sleep(0.05)
 
     def result(self, timeout_s: float = 200) -> dict[str, Any]:
@@ -115,7 +125,7 @@ def check_runs(uri: str, run_id: str, n_epochs: int) -> None:
 
 def check_book(driver: Driver) -> None:
     assert sorted(body["number"] for body in driver.booked("suggestion")) == list(range(N_TRIALS))
-    assert sorted(body["number"] for body in driver.booked("end")) == list(range(N_TRIALS))
+    assert sorted(driver.ended()) == list(range(N_TRIALS)) and driver.booked("end") == []
     epochs = Counter((b["number"], row["epoch"]) for b in driver.booked("report") for row in b["rows"])
     assert set(epochs.values()) == {1} and len(epochs) == N_TRIALS * N_EPOCHS
 
@@ -165,9 +175,9 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
 ) -> None:
     study = study_of(study_tree, name)
     driver = Driver(tmp_path / "driver", tiny_config, study, prepared, None)
-    driver.wait_for("report", 3)
+    driver.wait_for_reports(3)
     kill_a_trial(psutil.Process(driver.process.pid))
-    driver.wait_for("report", 4)
+    driver.wait_for_reports(4)
     driver.kill()
     driver.start()
     result = driver.result()
@@ -197,11 +207,11 @@ def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_dr
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
         driver = Driver(tmp_path / "driver", tiny_config, study, prepared, cluster.address)
-        driver.wait_for("report", 2)
+        driver.wait_for_reports(2)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        driver.wait_for("end", 1)
+        driver.wait_for_ends(1)
         kill_a_trial()
-        driver.wait_for("end", 2)
+        driver.wait_for_ends(2)
         driver.kill()
         driver.start()
         result = driver.result()
@@ -222,7 +232,7 @@ def test_ctrl_c_leaves_a_study_that_resumes(
 
     study = study_of(study_tree, "random")
     driver = Driver(tmp_path / "driver", tiny_config, study, prepared, None)
-    driver.wait_for("report", 3)
+    driver.wait_for_reports(3)
     driver.process.send_signal(signal.SIGINT)
     assert driver.process.wait(60) != 0
     assert "--resume" in driver.log.read_text()

@@ -98,13 +98,20 @@ class StudyBook:
         checkpoint: str,
         position: Mapping[str, Any] | None = None,
         schedule: list[dict[str, Any]] | None = None,
+        end: tuple[str, str] | None = None,
     ) -> None:
-        """Book the epochs since the trial's last report; those already there with these values are left."""
+        """Book the epochs since the trial's last report; those already there with these values are left.
+
+        `end` is (state, reason) where this report is the trial's last. Both stand in one record: no kill
+        comes between a rung's result and what was decided on it.
+        """
         trial = self.trials[number]
         new = [row for row in rows if _measured(trial.rows.get(int(row["epoch"]), {})) != _measured(row)]
         body = {"number": number, "epoch": int(rows[-1]["epoch"]), "rows": new, "checkpoint": checkpoint}
         if schedule:
             body |= {"position": dict(position or {}), "schedule": schedule}
+        if end is not None and not trial.state:
+            body["end"] = {"state": end[0], "reason": end[1]}
         self._note("report", body)
 
     def exchange(self, epoch: int, number: int, donor: int, position: Mapping[str, Any]) -> None:
@@ -149,6 +156,8 @@ class StudyBook:
             if "schedule" in body:
                 trial.positions[body["epoch"]] = body["position"]
                 trial.schedule = body["schedule"]
+            if "end" in body:
+                trial.state, trial.reason = body["end"]["state"], body["end"]["reason"]
         elif kind == "exchange":
             self.exchanges.append(dict(body))
         elif kind == "end":

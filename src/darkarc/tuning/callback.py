@@ -43,17 +43,8 @@ class StudyCallback(LoggerCallback):
             checkpoint=self._checkpoint(trial, result),
             position=result["position"],
             schedule=result["schedule"],
+            end=self._end(result),
         )
-        if result.get("failure"):
-            self._book.end(number, FAILED, result["failure"])
-        elif result["ended"]:
-            self._book.end(number, FINISHED, result["ended"])
-        elif result.get("done"):  # the scheduler has decided so
-            over = time.monotonic() >= self.ends_at
-            reason = (
-                "the time is over" if over else f"{self._study.scheduler.name} after epoch {result['epoch']}"
-            )
-            self._book.end(number, PRUNED, reason)
         self._runs.flush()
 
     def log_trial_end(self, trial: "Trial", failed: bool = False) -> None:
@@ -72,6 +63,20 @@ class StudyCallback(LoggerCallback):
     def on_step_end(self, iteration: int, trials: list["Trial"], **info: Any) -> None:
         self._runs.flush()
         self._display.refresh()
+
+    def _end(self, result: dict[str, Any]) -> tuple[str, str] | None:
+        """State and reason where this result is a trial's last."""
+        if result.get("failure"):
+            return FAILED, result["failure"]
+        if result["ended"]:
+            return FINISHED, result["ended"]
+        if not result.get("done"):  # the scheduler decides so
+            return None
+        over = time.monotonic() >= self.ends_at
+        return (
+            PRUNED,
+            "the time is over" if over else f"{self._study.scheduler.name} after epoch {result['epoch']}",
+        )
 
     def _checkpoint(self, trial: "Trial", result: dict[str, Any]) -> str:
         """Where the report's checkpoint lies ("" for none); older ones of the trial are dropped."""
