@@ -6,12 +6,13 @@ from pathlib import Path
 
 from darkarc import config as configuration
 from darkarc.data.store import Store
-from darkarc.tuning import parse_study, run_study
+from darkarc.tuning import parse_study, run_study, runs
 
 
 def main() -> None:
     facts = json.loads(Path(sys.argv[1]).read_text())
     config = configuration.parse(facts["config"])
+    runs.FLUSH_EVERY_S = 0.1  # so that every kill finds some epochs sent and others not
     result = run_study(
         config,
         parse_study(facts["study"], config),

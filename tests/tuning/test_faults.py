@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,34 @@ class Driver:
         """Numbers of the trials that are over."""
         return [body["number"] for body in self.booked("report") if "end" in body]
 
+    def outcome(self) -> dict[int, tuple[str, dict[int, float]]]:
+        """Number of a trial to why it ended and its curve. Every epoch must be there once."""
+        reports = self.booked("report")
+        rows = [
+            (body["number"], int(row["epoch"]), row["val_mae_dex"])
+            for body in reports
+            for row in body["rows"]
+        ]
+        assert set(Counter((number, epoch) for number, epoch, _ in rows).values()) == {1}
+        reasons = [(body["number"], body["end"]["reason"]) for body in reports if "end" in body]
+        assert sorted(body["number"] for body in self.booked("suggestion")) == sorted(dict(reasons))
+        assert len(dict(reasons)) == len(reasons) and self.booked("end") == []
+        return {n: (reason, {e: value for m, e, value in rows if m == n}) for n, reason in reasons}
+
     def wait_for_reports(self, n: int) -> None:
         self._wait(lambda: len(self.booked("report")), n, "reports")
 
     def wait_for_ends(self, n: int) -> None:
         self._wait(lambda: len(self.ended()), n, "trials that are over")
 
-    def _wait(self, count: Callable[[], int], n: int, what: str, timeout_s: float = 120) -> None:
+    def _wait(self, count: Callable[[], int], n: int, what: str, timeout_s: float = 300) -> None:
         give_up_at = time.monotonic() + timeout_s
         while (there := count()) < n:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < give_up_at, f"{there} of {n} {what}"
             time.sleep(0.05)
 
-    def result(self, timeout_s: float = 200) -> dict[str, Any]:
+    def result(self, timeout_s: float = 400) -> dict[str, Any]:
         assert self.process.wait(timeout_s) == 0, self.log.read_text()[-3000:]
         return dict(json.loads(self.out.read_text()))
 
@@ -105,8 +119,9 @@ def kill_a_trial(root: psutil.Process | None = None) -> None:
     raise AssertionError("no trial was running")
 
 
-def check_runs(uri: str, run_id: str, n_epochs: int) -> None:
-    """One closed run a trial, with one point an epoch."""
+def check_runs(uri: str, run_id: str, epochs: dict[int, int], mutated: Sequence[str]) -> None:
+    """One closed run a trial (number to epochs), with one point an epoch on every curve; `mutated`:
+    parameters of a population that have a curve each."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -116,42 +131,57 @@ def check_runs(uri: str, run_id: str, n_epochs: int) -> None:
     parents = client.search_runs([experiment], "tags.`darkarc.kind` = 'study'")
     assert [run.info.run_id for run in parents] == [run_id]
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=100)
-    assert sorted(int(run.data.tags["darkarc.trial"]) for run in children) == list(range(N_TRIALS))
+    assert sorted(int(run.data.tags["darkarc.trial"]) for run in children) == sorted(epochs)
     for run in children:
-        assert run.info.status == "FINISHED" and run.data.tags["darkarc.reason"] == "all epochs"
-        steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, "val_mae_dex"))
-        assert steps == dict.fromkeys(range(1, n_epochs + 1), 1)
+        assert run.info.status == "FINISHED"
+        n_epochs = epochs[int(run.data.tags["darkarc.trial"])]
+        whole = "all epochs" if n_epochs == N_EPOCHS else f"asha after epoch {n_epochs}"
+        assert run.data.tags["darkarc.reason"] == whole
+        curves = {"val_mae_dex", "train_loss", "train_seconds", *(f"cfg.{key}" for key in mutated)}
+        assert curves <= run.data.metrics.keys()
+        for curve in run.data.metrics:
+            steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, curve))
+            assert steps == dict.fromkeys(range(1, n_epochs + 1), 1), curve
 
 
-def check_book(driver: Driver) -> None:
-    assert sorted(body["number"] for body in driver.booked("suggestion")) == list(range(N_TRIALS))
-    assert sorted(driver.ended()) == list(range(N_TRIALS)) and driver.booked("end") == []
-    epochs = Counter((b["number"], row["epoch"]) for b in driver.booked("report") for row in b["rows"])
-    assert set(epochs.values()) == {1} and len(epochs) == N_TRIALS * N_EPOCHS
+Ended = tuple[dict[str, Any], dict[int, tuple[str, dict[int, float]]]]
+"""The winner's document, and how every trial went."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, prepared: Store, tiny_config: Config
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The winner of a study that nobody kills, each study once."""
-    found: dict[str, dict[str, Any]] = {}
+) -> Callable[[dict[str, Any]], Ended]:
+    """How a study ends that nobody kills, each study once."""
+    found: dict[str, Ended] = {}
 
-    def winner(study: dict[str, Any]) -> dict[str, Any]:
+    def run(study: dict[str, Any]) -> Ended:
         key = json.dumps(study, sort_keys=True)
         if key not in found:
             folder = tmp_path_factory.mktemp("undisturbed")
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-                found[key] = Driver(folder, tiny_config, study, prepared, None).result()["document"]
+                driver = Driver(folder, tiny_config, study, prepared, None)
+                found[key] = driver.result()["document"], driver.outcome()
         return found[key]
 
-    return winner
+    return run
+
+
+def check_ended(driver: Driver, study: dict[str, Any], expected: Ended, uri: str) -> None:
+    """The disturbed study has the winner, the trials and the curves of the undisturbed one."""
+    result, outcome = driver.result(), driver.outcome()
+    assert (result["document"], outcome) == expected
+    assert sorted(outcome) == list(range(N_TRIALS))
+    mutated = list(study["space"]) if "pb" in str(study.get("scheduler")) else []
+    check_runs(uri, result["run_id"], {n: len(curve) for n, (_, curve) in outcome.items()}, mutated)
 
 
 STUDIES: dict[str, dict[str, Any]] = {
     "random": {},
     "tpe": {"algorithm": {"name": "tpe", "startup_trials": 2}, "concurrent": 1},
+    "asha": {"scheduler": {"name": "asha", "reduction": 2}, "concurrent": 1},
+    "pbt": {"scheduler": {"name": "pbt", "interval_epochs": 2, "quantile": 0.34}},
     "pb2": {"scheduler": {"name": "pb2", "interval_epochs": 2, "quantile": 0.34}},
 }
 
@@ -163,7 +193,7 @@ def study_of(study_tree: Tree, name: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.drill
-@pytest.mark.parametrize("name", ["tpe", "pb2"])
+@pytest.mark.parametrize("name", ["tpe", "asha", "pbt", "pb2"])
 def test_a_killed_driver_goes_on_to_the_same_winner(
     name: str,
     study_tree: Tree,
@@ -171,7 +201,7 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
     prepared: Store,
     tmp_path: Path,
     tracked: str,
-    undisturbed: Callable[[dict[str, Any]], dict[str, Any]],
+    undisturbed: Callable[[dict[str, Any]], Ended],
 ) -> None:
     study = study_of(study_tree, name)
     driver = Driver(tmp_path / "driver", tiny_config, study, prepared, None)
@@ -180,10 +210,10 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
     driver.wait_for_reports(4)
     driver.kill()
     driver.start()
-    result = driver.result()
-    assert result["document"] == undisturbed(study)
-    check_book(driver)
-    check_runs(tracked, result["run_id"], N_EPOCHS)
+    driver.wait_for_reports(N_TRIALS + 3)  # in a population: of the second generation
+    driver.kill()
+    driver.start()
+    check_ended(driver, study, undisturbed(study), tracked)
 
 
 @pytest.mark.slow
@@ -194,7 +224,7 @@ def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_dr
     prepared: Store,
     tmp_path: Path,
     tracked: str,
-    undisturbed: Callable[[dict[str, Any]], dict[str, Any]],
+    undisturbed: Callable[[dict[str, Any]], Ended],
 ) -> None:
     import ray
     from ray.cluster_utils import Cluster
@@ -214,19 +244,21 @@ def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_dr
         driver.wait_for_ends(2)
         driver.kill()
         driver.start()
-        result = driver.result()
+        driver.result()
     finally:
         cluster.shutdown()
-    expected = undisturbed(study)
-    assert result["document"] == expected
-    check_book(driver)
-    check_runs(tracked, result["run_id"], N_EPOCHS)
+    check_ended(driver, study, undisturbed(study), tracked)
 
 
 @pytest.mark.slow
 @pytest.mark.drill
 def test_ctrl_c_leaves_a_study_that_resumes(
-    study_tree: Tree, tiny_config: Config, prepared: Store, tmp_path: Path, tracked: str
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    undisturbed: Callable[[dict[str, Any]], Ended],
 ) -> None:
     from mlflow import MlflowClient
 
@@ -240,6 +272,4 @@ def test_ctrl_c_leaves_a_study_that_resumes(
     with pytest.raises(StudyError, match=r"was interrupted; go on with `--resume`"):
         run_study(tiny_config, parse_study(study, tiny_config), prepared, work=driver.work, progress=False)
     driver.start()
-    result = driver.result()
-    check_book(driver)
-    check_runs(tracked, result["run_id"], N_EPOCHS)
+    check_ended(driver, study, undisturbed(study), tracked)

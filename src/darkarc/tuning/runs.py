@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from darkarc.config import Config
 from darkarc.tracking import RunTracker, open_client
 from darkarc.tuning.book import FAILED, StudyBook, TrialRecord
+from darkarc.tuning.population import values_at
 from darkarc.tuning.study import Study, resolve
 from darkarc.tuning.winner import best_trial
 
@@ -190,10 +191,15 @@ class TrialRuns:
         self._sent.setdefault(record.number, {}).update({int(row["epoch"]): row["time_ms"] for row in rows})
 
     def _mutated(self, record: TrialRecord, epoch: int) -> dict[str, float]:
-        """Of a population: the parameters that an epoch was trained with, a choice by its place."""
-        values: dict[str, Any] = next(
-            (s["values"] for s in reversed(record.schedule) if s["epoch"] < epoch), {}
-        )
+        """Of a population: the parameters that an epoch was trained with, a choice by its place.
+
+        By the report that brought the epoch. The schedule of a later one may be its donor's, and an epoch
+        that is sent again after a kill would get a second point.
+        """
+        reported = min((at for at in record.positions if at >= epoch), default=None)
+        if reported is None:
+            return {}
+        values = values_at(self._study, record.positions[reported])
         return {
             f"cfg.{key}": float(choice.index(value) if (choice := self._study.space[key].choice) else value)
             for key, value in values.items()
