@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from darkarc.data import local_ray
+from darkarc.data.local_ray import LocalRayError, start_local_ray
+
 pytestmark = pytest.mark.slow
 
 LISTENERS = """
@@ -47,6 +50,44 @@ def test_every_server_of_it_listens_on_the_loopback_alone():
     open_to_others = [line for line in listeners if not _loopback(ipaddress.ip_address(line.split()[1]))]
     assert open_to_others == []
     assert "dashboard.py" not in processes, "the dashboard's process asks clouds whether it runs in them"
+
+
+def _starts(monkeypatch: pytest.MonkeyPatch, *messages: str) -> list[subprocess.Popen[bytes]]:
+    """Ray's start fails with these messages, one after the other, each time leaving a process behind."""
+    import ray
+
+    waiting, left = list(messages), []
+
+    def init(**options: object) -> None:
+        if waiting:
+            left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+            raise Exception(waiting.pop(0))
+
+    monkeypatch.setattr(ray, "init", init)
+    return left
+
+
+def test_a_busy_machine_gets_another_try_and_no_process_stays_behind(monkeypatch: pytest.MonkeyPatch):
+    slow = "The current node timed out during startup.", "Timed out waiting for file gcs_server_port"
+    left = _starts(monkeypatch, *slow)
+    start_local_ray(1)
+    assert [process.wait(20) for process in left] == [-9, -9]
+    assert "RAY_gcs_server_port_wait_time_s" not in os.environ
+
+
+def test_a_machine_that_stays_busy_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(local_ray, "PATIENCE_S", 0.0)
+    left = _starts(monkeypatch, "The current node timed out during startup. The GCS is overloaded.")
+    with pytest.raises(LocalRayError, match=r"tried 1 times .*timed out.* end other programs and try again"):
+        start_local_ray(1)
+    assert left[0].wait(20) == -9
+
+
+def test_what_time_does_not_mend_is_not_tried_again(monkeypatch: pytest.MonkeyPatch):
+    left = _starts(monkeypatch, "/dev/shm is not there", "never reached")
+    with pytest.raises(Exception, match="/dev/shm is not there"):
+        start_local_ray(1)
+    assert [process.wait(20) for process in left] == [-9]
 
 
 def _loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from darkarc.config import Config
 from darkarc.data.store import Store
-from darkarc.tuning import StudyError, StudyResult, parse_study, run_study
+from darkarc.tuning import StudyResult, parse_study, run_study
 
 Tree = Callable[..., dict[str, Any]]
 TWO = {"val_calibration": "min", "million_parameters": "min"}
@@ -149,19 +149,3 @@ def test_a_finished_study_is_not_run_again_unless_asked(
     assert again == first
     anew = run_study(tiny_config, study, prepared, work=tmp_path, progress=False)
     assert anew.run_id != first.run_id and anew.document == first.document
-
-
-def test_a_trial_that_wants_more_cores_than_there_are_is_refused(
-    study_tree: Tree,
-    tiny_config: Config,
-    prepared: Store,
-    tmp_path: Path,
-    tracked: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    study = parse_study(study_tree(resources={"cpus": 4096}), tiny_config)
-    with pytest.raises(StudyError, match="this machine has"):
-        run_study(tiny_config, study, prepared, work=tmp_path, progress=False)

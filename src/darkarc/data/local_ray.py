@@ -1,16 +1,27 @@
 """A Ray of our own: for this process alone, on the loopback alone, asking nothing of the network."""
 
+import itertools
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 PATIENCE_S = 300.0
 """Ray gives its own processes 30 seconds to start, whatever else the machine is doing: it may try so long."""
 
+PORT_PATIENCE_S = "120"
+"""Of these seconds for its first server Ray lets the environment have a say."""
+
+SLOW = ("timed out", "Failed to start GCS")
+"""What Ray says where its processes did not come up in time."""
+
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+class LocalRayError(RuntimeError):
+    """Ray did not come up on this machine; the message says what to do."""
 
 
 def start_local_ray(n_cpus: int, object_store_bytes: int | None = None) -> None:
@@ -24,7 +35,8 @@ def start_local_ray(n_cpus: int, object_store_bytes: int | None = None) -> None:
         object_store_bytes: shared memory for its objects; Ray's default if None.
 
     Raises:
-        Exception: what Ray raises when it cannot start; after `PATIENCE_S` also that it did not in time.
+        LocalRayError: it did not come up in time, tried again and again for `PATIENCE_S`.
+        Exception: what Ray raises when it cannot start for another reason.
     """
     import psutil
     import ray
@@ -38,20 +50,42 @@ def start_local_ray(n_cpus: int, object_store_bytes: int | None = None) -> None:
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
-    give_up_at = time.monotonic() + PATIENCE_S
+    began = time.monotonic()
     before = psutil.Process().children()
-    while True:
+    for attempt in itertools.count(1):
         try:
-            with _on_the_loopback(), _without_dashboard():
+            with _on_the_loopback(), _without_dashboard(), _patient():
                 ray.init(**options)
             return
         except Exception as error:
             ray.shutdown()
-            for left in psutil.Process().children():
-                if left not in before:
-                    left.kill()
-            if time.monotonic() > give_up_at or "timed out during startup" not in str(error):
+            left = [child for child in psutil.Process().children() if child not in before]
+            for child in left:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(left, timeout=10)
+            if not any(words.lower() in str(error).lower() for words in SLOW):
                 raise
+            waited = time.monotonic() - began
+            if waited > PATIENCE_S:
+                raise LocalRayError(
+                    f"Ray did not start on this machine within {waited:.0f} s, tried {attempt} times "
+                    f"({str(error).strip().splitlines()[0]}); the machine is very busy or short of memory: "
+                    "end other programs and try again, or use a cluster that runs already"
+                ) from error
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Wait longer for Ray's first server, unless the user has said how long."""
+    name = "RAY_gcs_server_port_wait_time_s"
+    mine = name not in os.environ
+    os.environ.setdefault(name, PORT_PATIENCE_S)
+    try:
+        yield
+    finally:
+        if mine:
+            del os.environ[name]
 
 
 @contextmanager

@@ -183,10 +183,11 @@ def _digest(identity: dict[str, Any]) -> str:
 def _clear_the_way(folder: Path, resume: bool) -> None:
     """Decide what an earlier session of the same study means."""
     book = folder / BOOK
-    if resume or not book.exists():
+    content = book.read_text(encoding="utf-8", errors="replace") if book.exists() else ""
+    if resume or '"kind":"suggestion"' not in content:  # refused before its first trial, nothing has begun
         folder.mkdir(parents=True, exist_ok=True)
         return
-    if '"kind":"over"' not in book.read_text(encoding="utf-8", errors="replace"):
+    if '"kind":"over"' not in content:
         raise StudyError(
             f"{folder}: this study was interrupted; go on with `--resume`, or remove the folder to start anew"
         )

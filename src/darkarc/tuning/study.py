@@ -65,6 +65,13 @@ class Resources(Section):
     cpus: float = Field(1, gt=0, description="cores of a trial, and its threads")
     gpus: float = Field(0, ge=0, description="share of a GPU, such as 0.25; 0: trials run on the CPU")
 
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError("Ray gives out shares below 1 and whole numbers above; make it one of these")
+        return value
+
 
 class Study(Section):
     """One search: what varies, what is better, how far it may go, and who decides."""
