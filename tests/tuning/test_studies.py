@@ -1,5 +1,6 @@
 """Every algorithm and every scheduler runs a real study: real training, Ray's workers, MLflow."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,56 @@ def test_a_study_runs(
     figures = {Path(file.path).name for file in client.list_artifacts(result.run_id, "figures")}
     assert "parallel_coordinates" in " ".join(figures)
     assert ("pareto_front.png" if name == "nsga2" else "history.png") in figures
+
+
+DAY_S = 86_400.0
+
+
+def clock_that_jumps(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
+    """From the first report of a trial on, the time of day is another for the whole of the driver."""
+    from darkarc.tuning.callback import StudyCallback
+
+    real, report = time.time, StudyCallback.log_trial_result
+
+    def jump(self: StudyCallback, *arguments: Any) -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + by_s)
+        report(self, *arguments)
+
+    monkeypatch.setattr(StudyCallback, "log_trial_result", jump)
+
+
+def test_a_clock_that_jumps_forwards_ends_no_study(
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    ray_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock_that_jumps(monkeypatch, DAY_S)
+    tree = study_tree(budget={"trials": 4, "epochs": 2, "seconds": 3600})
+    result = run(tree, tiny_config, prepared, tmp_path)
+    assert (result.finished, result.pruned, result.failed) == (4, 0, 0)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_back_lets_no_study_run_on(
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    ray_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock_that_jumps(monkeypatch, -DAY_S)
+    tree = study_tree(budget={"trials": 2, "epochs": 100_000, "seconds": 60}, concurrent=2)
+    began = time.monotonic()
+    result = run(tree, tiny_config, prepared, tmp_path)
+    assert 60 < time.monotonic() - began < 400
+    assert (result.finished, result.pruned, result.failed) == (0, 2, 0)
+    assert result.epochs > 0
 
 
 def test_a_population_s_schedule_is_replayed_to_the_bit(

@@ -214,6 +214,7 @@ def _search(
     from darkarc.tuning.runs import TrialRuns
     from darkarc.tuning.schedulers import build_scheduler
     from darkarc.tuning.search import StudySearch
+    from darkarc.tuning.time_limit import TimeLimit
 
     place = storage or str(folder / "ray")
     scheduler = build_scheduler(study, book)
@@ -237,7 +238,7 @@ def _search(
                 scheduler=scheduler,
                 callbacks=[callback],
                 storage_path=place,
-                time_budget_s=study.budget.seconds,
+                stop=TimeLimit(search.ends_at) if study.budget.seconds is not None else None,
                 max_failures=study.max_failures,
                 reuse_actors=True,
                 trial_name_creator=_name,
