@@ -1,6 +1,6 @@
 """A tiny prepared store, a configuration that trains on it in a blink, and one Ray for all tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,45 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> S
         )
         raw = writer.commit()
     return prepare(raw, folder / "prepared", tiny_config, None)
+
+
+@pytest.fixture(scope="module")
+def start_cluster() -> Iterator[Any]:
+    """A function that starts a cluster of Ray's own with so many cores on each of its nodes, the head
+    first; it gives the cluster and its other nodes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    started = []
+
+    def start(*cores: int) -> tuple[Any, list[Any]]:
+        while started:
+            started.pop().shutdown()
+        if ray.is_initialized():
+            ray.shutdown()
+        cluster = _again(
+            Cluster, initialize_head=True, head_node_args={"num_cpus": cores[0], "include_dashboard": False}
+        )
+        started.append(cluster)
+        nodes = [_again(cluster.add_node, num_cpus=n) for n in cores[1:]]
+        cluster.wait_for_nodes(300)
+        return cluster, nodes
+
+    yield start
+    while started:
+        started.pop().shutdown()
+
+
+def _again(start: Callable[..., Any], **options: Any) -> Any:
+    """Ray gives a node 30 seconds to come up, which a busy machine may not do at once."""
+    for _ in range(5):
+        try:
+            return start(**options)
+        except Exception as error:
+            if "timed out" not in str(error).lower():
+                raise
+            last = error
+    raise last
 
 
 @pytest.fixture

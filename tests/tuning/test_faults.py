@@ -193,6 +193,7 @@ def study_of(study_tree: Tree, name: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.drill
+@pytest.mark.drill
 @pytest.mark.parametrize("name", ["tpe", "asha", "pbt", "pb2"])
 def test_a_killed_driver_goes_on_to_the_same_winner(
     name: str,
@@ -218,6 +219,7 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
 
 @pytest.mark.slow
 @pytest.mark.drill
+@pytest.mark.drill
 def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_driver(
     study_tree: Tree,
     tiny_config: Config,
@@ -225,32 +227,47 @@ def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_dr
     tmp_path: Path,
     tracked: str,
     undisturbed: Callable[[dict[str, Any]], Ended],
+    start_cluster: Callable[..., Any],
 ) -> None:
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()
     study = {**study_of(study_tree, "random"), "concurrent": 3}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        cluster.wait_for_nodes()
-        driver = Driver(tmp_path / "driver", tiny_config, study, prepared, cluster.address)
-        driver.wait_for_reports(2)
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        driver.wait_for_ends(1)
-        kill_a_trial()
-        driver.wait_for_ends(2)
-        driver.kill()
-        driver.start()
-        driver.result()
-    finally:
-        cluster.shutdown()
+    cluster, nodes = start_cluster(1, 1, 1)
+    driver = Driver(tmp_path / "driver", tiny_config, study, prepared, cluster.address)
+    driver.wait_for_reports(2)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    driver.wait_for_ends(1)
+    kill_a_trial()
+    driver.wait_for_ends(2)
+    driver.kill()
+    driver.start()
     check_ended(driver, study, undisturbed(study), tracked)
 
 
 @pytest.mark.slow
+@pytest.mark.drill
+@pytest.mark.drill
+@pytest.mark.parametrize("name", ["pbt", "pb2"])
+def test_a_population_survives_the_loss_of_a_node(
+    name: str,
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    undisturbed: Callable[[dict[str, Any]], Ended],
+    start_cluster: Callable[..., Any],
+) -> None:
+    """All members end, each epoch once, with the exchanges of a population that lost nothing."""
+    study = study_of(study_tree, name)
+    cluster, nodes = start_cluster(1, 1, 1)
+    driver = Driver(tmp_path / "driver", tiny_config, study, prepared, cluster.address)
+    driver.wait_for_reports(N_TRIALS + 1)  # in the second generation: some wait, some train, some are due
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    check_ended(driver, study, undisturbed(study), tracked)
+    assert {body["epoch"] for body in driver.booked("exchange")} == {2, 4, 6}
+
+
+@pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.drill
 def test_ctrl_c_leaves_a_study_that_resumes(
     study_tree: Tree,

@@ -10,6 +10,7 @@ from darkarc.config import Config
 from darkarc.tuning import Study, parse_study
 from darkarc.tuning.book import FINISHED, PRUNED, TrialRecord
 from darkarc.tuning.proposer import Proposer
+from darkarc.tuning.space import active, in_order
 
 Tree = Callable[..., dict[str, Any]]
 N_TRIALS = 26
@@ -92,18 +93,69 @@ def test_starting_points_come_first_and_seeds_differ(study_tree: Tree) -> None:
     assert records[1].assignment != run(other, Proposer(other, Config()), 0, 3)[1].assignment
 
 
-def test_a_conditional_parameter_is_suggested_only_where_it_counts(study_tree: Tree) -> None:
+CONDITIONAL = {
+    "train.policy": {"choice": ["one_cycle", "plateau", "cosine"]},
+    "train.warmup": {"choice": [0.1, 0.25, 0.3], "when": {"train.policy": ["one_cycle", "cosine"]}},
+    "train.plateau_patience": {"choice": [1, 2, 3], "when": {"train.policy": "plateau"}},
+    "train.plateau_factor": {"choice": [0.3, 0.5], "when": {"train.plateau_patience": 2}},
+}
+
+
+@pytest.mark.parametrize("name", ["random", "grid", "points", "tpe", "gp", "nsga2"])
+def test_a_conditional_parameter_is_suggested_only_where_it_counts(name: str, study_tree: Tree) -> None:
+    """Through every algorithm that takes conditions, also where the search goes on after a kill."""
+    space = dict(CONDITIONAL)
+    if name != "grid":
+        space["train.learning_rate"] = {"log_uniform": [1e-4, 1e-2], "when": {"train.policy": "one_cycle"}}
+    points = [{"train.policy": policy} for policy in ("plateau", "one_cycle")]
+    changes: dict[str, Any] = {"space": space, "budget": {"trials": 16, "epochs": 2}, "concurrent": 1}
+    changes["algorithm"] = {"name": name, "startup_trials": 5, "population": 5}
+    if name == "nsga2":
+        changes["objectives"] = {"val_mae_dex": "min", "million_parameters": "min"}
+    if name == "grid":
+        changes["budget"] = {"trials": 3 + 3 + 2 + 2, "epochs": 2}
+    else:
+        changes["points"] = points
+    if name == "points":
+        changes["budget"] = {"trials": 2, "epochs": 2}
+    study = parse_study(study_tree(**changes), Config())
+    n = study.budget.trials
+
+    def on(proposer: Proposer, first: int) -> list[TrialRecord]:
+        records = []
+        for number in range(first, n):
+            assignment, hints = proposer.suggest(number)
+            assert list(assignment) == [key for key in in_order(study.space) if key in assignment]
+            assert set(assignment) == set(active(study.space, assignment))
+            better = 0.1 * len(assignment) + float(assignment.get("train.warmup", 0.0))
+            row = {"epoch": 2, "val_mae_dex": better, "million_parameters": 1 / better}
+            record = TrialRecord(number, assignment, hints, rows={2: row}, state=FINISHED)
+            proposer.tell(record)
+            records.append(record)
+        return records
+
+    whole = on(Proposer(study, Config()), 0)
+    assert {record.assignment["train.policy"] for record in whole} >= {"one_cycle", "plateau"}
+    again = Proposer(study, Config())
+    for record in whole[: n // 2]:
+        again.recall(record)
+        again.tell(record)
+    assert [record.assignment for record in on(again, n // 2)] == [r.assignment for r in whole[n // 2 :]]
+
+
+def test_a_gaussian_process_learns_behind_a_condition(study_tree: Tree) -> None:
+    """The lowest point lies in one branch: the search finds the branch, and the place in it."""
     space = {
         "train.policy": {"choice": ["one_cycle", "plateau"]},
         "train.warmup": {"uniform": [0.0, 0.5], "when": {"train.policy": "one_cycle"}},
     }
-    study = parse_study(study_tree(space=space, algorithm="tpe"), Config())
-    proposer = Proposer(study, Config())
-    found = []
-    for number in range(12):
+    algorithm = {"name": "gp", "startup_trials": 6}
+    tree = study_tree(space=space, algorithm=algorithm, budget={"trials": 20, "epochs": 2}, concurrent=1)
+    study = parse_study(tree, Config())
+    proposer, values = Proposer(study, Config()), []
+    for number in range(20):
         assignment, hints = proposer.suggest(number)
-        row = {"epoch": 1, "val_mae_dex": float(number)}
-        proposer.tell(TrialRecord(number, assignment, hints, rows={1: row}, state=FINISHED))
-        assert ("train.warmup" in assignment) == (assignment["train.policy"] == "one_cycle")
-        found.append(assignment["train.policy"])
-    assert set(found) == {"one_cycle", "plateau"}
+        values.append((float(assignment.get("train.warmup", 0.9)) - 0.2) ** 2)
+        row = {"epoch": 2, "val_mae_dex": values[-1]}
+        proposer.tell(TrialRecord(number, assignment, hints, rows={2: row}, state=FINISHED))
+    assert min(values[6:]) < 1e-4 and np.median(values[10:]) < 0.01

@@ -1,7 +1,7 @@
 """A study that no machine can run is refused at its start, with the reason and the way out."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,9 @@ GPUS = {"cpus": 1, "gpus": 1}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(start_cluster: Callable[..., Any]) -> Any:
     """Two machines of one and of two cores, as seen from a driver with their address."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    if ray.is_initialized():
-        ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
+    return start_cluster(1, 2)[0]
 
 
 def study_of(study_tree: Tree, **resources: float) -> Study:

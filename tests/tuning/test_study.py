@@ -74,12 +74,54 @@ def test_mistakes_are_named(changes: dict[str, Any], message: str, study_tree: T
     [
         ({"choice": [0.1, 0.2], "when": {"model.head": "binned"}}, "must be a `choice` of this space"),
         ({"choice": [0.1, 0.2], "when": {"train.policy": "cosine"}}, "train.policy never is 'cosine'"),
+        ({"choice": [0.1, 0.2], "when": {"train.policy": []}}, "train.policy: .* found an empty list"),
+        (
+            {"choice": [0.1, 0.2], "when": {"train.warmup": 0.1}},
+            "train.warmup depend on each other in a circle",
+        ),
     ],
 )
 def test_conditions_must_be_reachable(dimension: dict[str, Any], message: str, study_tree: Tree) -> None:
     space = {"train.policy": {"choice": ["one_cycle", "plateau"]}, "train.warmup": dimension}
     with pytest.raises(StudyError, match=message):
         parse_study(study_tree(space=space), Config())
+
+
+def test_conditions_that_exclude_each_other_are_named(study_tree: Tree) -> None:
+    space = {
+        "train.policy": {"choice": ["one_cycle", "plateau"]},
+        "train.optimiser": {"choice": ["sgd", "lion"], "when": {"train.policy": "plateau"}},
+        "train.momentum": {
+            "uniform": [0.8, 0.9],
+            "when": {"train.policy": ["one_cycle"], "train.optimiser": "sgd"},
+        },
+    }
+    with pytest.raises(StudyError, match=r"momentum: when: never searched, .* values of train\.policy"):
+        parse_study(study_tree(space=space), Config())
+    space["train.momentum"]["when"]["train.policy"] = ["one_cycle", "plateau"]
+    assert parse_study(study_tree(space=space), Config()).space["train.momentum"].when
+
+
+def test_ends_behind_a_chain_of_conditions_are_checked_too(study_tree: Tree) -> None:
+    """The only way to the last key is the second value of the first one."""
+    space = {
+        "train.policy": {"choice": ["one_cycle", "plateau"]},
+        "train.optimiser": {"choice": ["sgd", "lion"], "when": {"train.policy": "plateau"}},
+        "train.momentum": {
+            "uniform": [0.8, 7.0],
+            "when": {"train.optimiser": "sgd", "train.policy": ["one_cycle", "plateau"]},
+        },
+    }
+    with pytest.raises(StudyError, match=r"train\.momentum: .*found 7\.0"):
+        parse_study(study_tree(space=space), Config())
+
+
+def test_a_starting_point_sets_nothing_that_does_not_count(study_tree: Tree) -> None:
+    points = [{"train.policy": "plateau", "train.warmup": 0.1}]
+    with pytest.raises(
+        StudyError, match=r"points\[0\]: train\.warmup counts only where train\.policy is one_cy"
+    ):
+        parse_study(study_tree(space=WHEN, points=points), Config())
 
 
 def test_a_starting_point_takes_its_gaps_from_the_parameters(study_tree: Tree) -> None:
@@ -144,7 +186,11 @@ WHEN = {
             {"algorithm": "grid", "space": {"model.dropout": {"choice": [0, 0.1, 0.2]}}},
             "3 points, but 4 trials",
         ),
-        ({"algorithm": "gp", "space": WHEN}, "train.warmup: gp needs one space for all trials"),
+        ({"algorithm": "cmaes", "space": WHEN}, "train.warmup: cmaes needs one space for all trials"),
+        (
+            {"scheduler": "pbt", "space": WHEN, "budget": {"trials": 4, "epochs": 4}},
+            "train.warmup: pbt mutates every parameter on its own; leave `when` away",
+        ),
         ({"algorithm": "cmaes", "space": WHEN}, "cmaes searches numbers, and a choice has no order"),
         (
             {"algorithm": "cmaes", "space": {"model.dropout": {"uniform": [0, 0.5]}}},

@@ -141,7 +141,7 @@ def _grid(study: Study, config: Config) -> Iterator[str]:
 def _numbers_only(study: Study, config: Config) -> Iterator[str]:
     name = study.algorithm.name
     conditional = [key for key, dimension in study.space.items() if dimension.when]
-    if name in ("gp", "cmaes") and conditional:
+    if name == "cmaes" and conditional:
         yield (
             f"space: {', '.join(conditional)}: {name} needs one space for all trials, without `when`; write "
             "algorithm: tpe, or search one branch only"

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     import optuna
 
 
+ONE_SPACE = ("gp",)
+"""Algorithms whose model has a value of every parameter in every trial, whether it counts there or not."""
+
+IDLE = "idle"
+"""The hint that holds those values that do not count."""
+
+
 class Proposer:
     """Suggests assignments and is told how they went. Numbers of trials count from 0, without gaps."""
 
@@ -48,20 +55,21 @@ class Proposer:
                 self.optuna.enqueue_trial(starting_point(self._study, self._config, number))
             trial = self.optuna.ask()
             assert trial.number == number, (trial.number, number)
-            assignment = _ask(self._study, trial)
-        hints = self._frozen(number).system_attrs
-        return assignment, {key: value for key, value in hints.items() if key != "fixed_params"}
+            assignment, idle = _ask(self._study, trial)
+        hints = {k: v for k, v in self._frozen(number).system_attrs.items() if k != "fixed_params"}
+        return assignment, hints | ({IDLE: idle} if idle else {})
 
     def recall(self, record: TrialRecord) -> None:
         """Take in a trial that was suggested earlier, as one that still runs."""
         import optuna
 
+        params = {**record.assignment, **record.hints.get(IDLE, {})}
         self.optuna.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING,
-                params=record.assignment,
-                distributions={key: distribution(self._study.space[key]) for key in record.assignment},
-                system_attrs=record.hints,
+                params=params,
+                distributions={key: distribution(self._study.space[key]) for key in params},
+                system_attrs={key: value for key, value in record.hints.items() if key != IDLE},
             )
         )
 
@@ -120,22 +128,25 @@ def distribution(dimension: Dimension) -> "optuna.distributions.BaseDistribution
     return distributions.FloatDistribution(low, high, log=dimension.is_log)
 
 
-def _ask(study: Study, trial: "optuna.Trial") -> Assignment:
-    """Define by run: a parameter is suggested where its condition holds."""
+def _ask(study: Study, trial: "optuna.Trial") -> tuple[Assignment, Assignment]:
+    """Define by run: a parameter is suggested where its condition holds. The second assignment holds those
+    that a model of one space for all trials needs as well."""
     assignment: Assignment = {}
+    idle: Assignment = {}
     for key in in_order(study.space):
-        dimension = study.space[key]
-        if not dimension.holds(assignment):
-            continue
-        if dimension.choice is not None:
-            assignment[key] = cast(Value, trial.suggest_categorical(key, dimension.choice))
-            continue
-        low, high = dimension.bounds
-        if dimension.is_integer:
-            assignment[key] = trial.suggest_int(key, int(low), int(high), log=dimension.is_log)
-        else:
-            assignment[key] = trial.suggest_float(key, low, high, log=dimension.is_log)
-    return assignment
+        counts = study.space[key].holds(assignment)
+        if counts or study.algorithm.name in ONE_SPACE:
+            (assignment if counts else idle)[key] = _suggest(trial, key, study.space[key])
+    return assignment, idle
+
+
+def _suggest(trial: "optuna.Trial", key: str, dimension: Dimension) -> Value:
+    if dimension.choice is not None:
+        return cast(Value, trial.suggest_categorical(key, dimension.choice))
+    low, high = dimension.bounds
+    if dimension.is_integer:
+        return trial.suggest_int(key, int(low), int(high), log=dimension.is_log)
+    return trial.suggest_float(key, low, high, log=dimension.is_log)
 
 
 def _seed(seed: int, number: int) -> int:

@@ -49,6 +49,9 @@ class Dimension(Section):
             )
         if kinds[0].startswith("log_") and self.bounds[0] <= 0:
             raise ValueError(f"{kinds[0]}: bounds must be above 0, found {self.bounds[0]:g}")
+        empty = [key for key, wanted in self.when.items() if wanted == []]
+        if empty:
+            raise ValueError(f"when: {empty[0]}: expected a value or a list of some, found an empty list")
         if self.choice is not None and len({(type(v), v) for v in self.choice}) < len(self.choice):
             raise ValueError("choice: a value is listed twice")
         return self
@@ -101,6 +104,13 @@ class Dimension(Section):
         value = math.exp(position) if self.is_log else position
         value = min(self.bounds[1], max(self.bounds[0], value))
         return round(value) if self.is_integer else value
+
+    @property
+    def shown_condition(self) -> str:
+        return " and ".join(
+            f"{key} is {' or '.join(str(value) for value in as_list(wanted))}"
+            for key, wanted in self.when.items()
+        )
 
     def holds(self, assignment: Mapping[str, Any]) -> bool:
         """Whether the condition is met."""
@@ -173,7 +183,7 @@ def corners(space: Space) -> Iterator[Assignment]:
     order = in_order(space)
     for key in order:
         for value in space[key].examples:
-            fixed = {**_meeting(space, key), key: value}
+            fixed = {**{other: allowed[0] for other, allowed in required(space, key).items()}, key: value}
             assignment: Assignment = {}
             for other in order:
                 if space[other].holds(assignment):
@@ -188,10 +198,13 @@ def corners(space: Space) -> Iterator[Assignment]:
         yield assignment
 
 
-def _meeting(space: Space, key: str) -> Assignment:
-    """Values of other keys under which `key` is searched."""
-    wanted: Assignment = {}
+def required(space: Space, key: str) -> dict[str, list[Value]]:
+    """Values of other keys under which `key` is searched, over the whole chain of conditions; a list that
+    is empty says that `key` never is. Of a space without circles."""
+    wanted: dict[str, list[Value]] = {}
     for other, allowed in space[key].when.items():
-        if other in space:
-            wanted |= _meeting(space, other) | {other: as_list(allowed)[0]}
+        further = required(space, other) if other in space else {}
+        for name, values in [*further.items(), (other, as_list(allowed))]:
+            known = wanted.get(name, values)
+            wanted[name] = [value for value in known if any(same(value, choice) for choice in values)]
     return wanted

@@ -13,7 +13,17 @@ from pydantic import Field, ValidationError, field_validator
 from darkarc import config as configuration
 from darkarc.config import Config, ConfigError, Section
 from darkarc.tuning.metrics import METRICS, direction
-from darkarc.tuning.space import Assignment, Dimension, Value, active, as_list, corners, in_order, same
+from darkarc.tuning.space import (
+    Assignment,
+    Dimension,
+    Value,
+    active,
+    as_list,
+    corners,
+    in_order,
+    required,
+    same,
+)
 
 AlgorithmName = Literal["random", "grid", "points", "tpe", "gp", "cmaes", "nsga2"]
 SchedulerName = Literal["none", "asha", "hyperband", "median", "pbt", "pb2"]
@@ -143,7 +153,7 @@ def parse_study(tree: Any, config: Config, origin: str = "study") -> Study:
     except ValidationError as error:
         raise StudyError(explain(error, origin, SECTIONS)) from error
     problems = [*_wrong_objectives(study, config), *_wrong_keys(study, config)]
-    problems = problems or [*_wrong_conditions(study), *_wrong_values(study, config)]
+    problems = problems or _wrong_conditions(study) or _wrong_values(study, config)
     problems = problems or [*_wrong_points(study, config), *refusals(study, config)]
     if problems:
         raise StudyError("\n".join(f"{origin}: {problem}" for problem in problems))
@@ -222,7 +232,14 @@ def _wrong_conditions(study: Study) -> list[str]:
     try:
         in_order(study.space)
     except ValueError as error:
-        problems.append(str(error))
+        return [*problems, str(error)]
+    for key in study.space:
+        never = [other for other, values in required(study.space, key).items() if not values]
+        if never:
+            problems.append(
+                f"space: {key}: when: never searched, because its conditions and those of the keys that it "
+                f"names want different values of {never[0]}"
+            )
     return problems
 
 
@@ -264,7 +281,14 @@ def _wrong_points(study: Study, config: Config) -> list[str]:
     for number, point in enumerate(study.points):
         unknown = [key for key in point if key not in study.space]
         problems += [f"points[{number}]: {key} is not in the space" for key in unknown]
-        for key, value in starting_point(study, config, number).items():
+        whole = starting_point(study, config, number)
+        problems += [
+            f"points[{number}]: {key} counts only where {study.space[key].shown_condition}; leave it away, "
+            "or set that too"
+            for key in point
+            if key in study.space and key not in whole
+        ]
+        for key, value in whole.items():
             if not study.space[key].contains(value):
                 whence = "" if key in point else " (its value in params.yaml)"
                 shown = study.space[key].model_dump(exclude_none=True, exclude={"when"}, mode="json")
