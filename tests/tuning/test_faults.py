@@ -193,7 +193,6 @@ def study_of(study_tree: Tree, name: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.drill
-@pytest.mark.drill
 @pytest.mark.parametrize("name", ["tpe", "asha", "pbt", "pb2"])
 def test_a_killed_driver_goes_on_to_the_same_winner(
     name: str,
@@ -219,7 +218,6 @@ def test_a_killed_driver_goes_on_to_the_same_winner(
 
 @pytest.mark.slow
 @pytest.mark.drill
-@pytest.mark.drill
 def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_driver(
     study_tree: Tree,
     tiny_config: Config,
@@ -244,7 +242,6 @@ def test_a_cluster_of_three_nodes_survives_the_loss_of_a_node_a_trial_and_the_dr
 
 @pytest.mark.slow
 @pytest.mark.drill
-@pytest.mark.drill
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
 def test_a_population_survives_the_loss_of_a_node(
     name: str,
@@ -267,7 +264,6 @@ def test_a_population_survives_the_loss_of_a_node(
 
 
 @pytest.mark.slow
-@pytest.mark.drill
 @pytest.mark.drill
 def test_ctrl_c_leaves_a_study_that_resumes(
     study_tree: Tree,
