@@ -1,16 +1,23 @@
-"""Kill every verb at random moments, run the same command again, and compare with an undisturbed run.
+"""Disturb every verb at random, run the same command again, and compare with an undisturbed run.
 
-`python benchmarks/faults.py --kills 20 --seed 1 --verbs train predict` prints a table: verb, kills, whether
-the bytes are the same, what lay about afterwards, and MLflow runs left RUNNING. Each verb starts from the
-same files in a small project of its own; a kill is SIGKILL to the whole process group, or SIGTERM with
-`--signal TERM`.
-Exit status 1 if anything was lost.
+    python benchmarks/faults.py --faults kill term disk closed memory --tries 20 --seed 1
+
+`kill` and `term`: SIGKILL or SIGTERM to the whole process group at a random moment. `disk`: the project
+lies in a file system that is full after a random share of what the verb writes (a tmpfs; only root may
+mount one). `closed`: the project, or a folder of it, cannot be written. `memory`: the address space is
+limited to a random share of what the verb takes (RLIMIT_AS). Then the fault is lifted and the command has
+to end with the bytes of an undisturbed run, nothing left about, no MLflow run RUNNING and one registered
+version. Each verb starts from the same files in a small project of its own; a try that the verb outran is
+not counted as struck, and the next begins anew. Exit status 1 if anything was lost, or if a struck verb did
+not say why in a message of its own.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -18,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,29 +88,57 @@ VERBS = {
 
 @dataclass(frozen=True)
 class Calm:
-    """An undisturbed run of one verb: the project before it, what it wrote, and how long it took."""
+    """An undisturbed run of one verb: the project before it, what it wrote, and what that took: seconds,
+    bytes of the disk, and bytes of address space."""
 
     before: Path
     contents: dict[str, str]
     files: set[str]
     seconds: float
+    grown: int
+    address_space: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its status, what it said, and the most address space it had, in bytes."""
+
+    status: int
+    said: str
+    address_space: int = 0
+
+    @property
+    def found_it_done(self) -> bool:
+        # A disturbance may come between the last byte and the end: then there is nothing left to do.
+        return "a complete store stands there" in self.said
+
+    @property
+    def said_why(self) -> bool:
+        lines = self.said.splitlines()
+        return "Traceback" not in self.said and any(line.startswith("darkarc: ") for line in lines)
 
 
 @dataclass
 class Outcome:
-    """What became of one verb after its kills."""
+    """What became of one verb after its tries; silent: what struck ones said that did not say why."""
 
     verb: str
-    kills: int
+    fault: str
+    tries: int
+    struck: int
+    silent: list[str]
     same_bytes: bool
     leftovers: list[str]
     running: int
     versions: int
-    seconds: float
 
     @property
     def nothing_lost(self) -> bool:
         return self.same_bytes and not self.leftovers and self.running == 0 and self.versions <= 1
+
+
+class CannotTry(Exception):
+    """This machine does not allow the fault; the message says why."""
 
 
 def calm_project(folder: Path, verbs: list[str]) -> dict[str, Calm]:
@@ -116,31 +152,147 @@ def calm_project(folder: Path, verbs: list[str]) -> dict[str, Calm]:
         shutil.copytree(project, before)
         relocate(project, before)
         started = time.monotonic()
-        run(project, VERBS[name].arguments)
+        ended = run_to_its_end(project, VERBS[name].arguments)
         seconds = time.monotonic() - started
-        found[name] = Calm(before, contents(project, VERBS[name].outputs), files(project), seconds)
+        outputs, grown = contents(project, VERBS[name].outputs), size(project) - size(before)
+        found[name] = Calm(before, outputs, files(project), seconds, grown, ended.address_space)
     return found
 
 
-def try_verb(name: str, calm: Calm, kills: int, seed: int, how: signal.Signals, folder: Path) -> Outcome:
-    """Run a verb with `kills` kills at random moments, then let it end; compare with the undisturbed run."""
-    disturbed = folder / f"disturbed-{name}"
-    shutil.copytree(calm.before, disturbed)
-    relocate(calm.before, disturbed)
-    moments = random.Random(f"{name} {seed}")
-    for _ in range(kills):
-        if not run_and_kill(disturbed, VERBS[name].arguments, moments.uniform(0, calm.seconds), how):
-            remove(disturbed, VERBS[name].outputs)  # it was quicker than the kill: once more from the start
-    run(disturbed, VERBS[name].arguments, may_be_done=True)
-    return Outcome(
-        verb=name,
-        kills=kills,
-        same_bytes=calm.contents == contents(disturbed, VERBS[name].outputs),
-        leftovers=sorted(files(disturbed) - calm.files),
-        running=running(disturbed),
-        versions=versions(disturbed),
-        seconds=calm.seconds,
-    )
+def try_verb(name: str, calm: Calm, fault: str, tries: int, seed: int, folder: Path) -> Outcome:
+    """Run a verb with `tries` faults, then let it end; compare with the undisturbed run."""
+    verb, chance = VERBS[name], random.Random(f"{name} {seed}")
+    struck, silent = 0, []
+    with FAULTS[fault](folder / f"{fault}-{name}", calm) as (project, strike):
+        for _ in range(tries):
+            ended = strike(verb.arguments, chance)
+            if ended.status == 0 or ended.found_it_done:
+                remove(project, verb.outputs)  # it was quicker than the fault: once more from the start
+                continue
+            struck += 1
+            if fault not in SILENT and not ended.said_why:
+                silent.append(ended.said[-1500:])
+        run_to_its_end(project, verb.arguments)
+        return Outcome(
+            verb=name,
+            fault=fault,
+            tries=tries,
+            struck=struck,
+            silent=silent,
+            same_bytes=calm.contents == contents(project, verb.outputs),
+            leftovers=sorted(files(project) - calm.files),
+            running=running(project),
+            versions=versions(project),
+        )
+
+
+# The faults: each yields a project, and what runs a command in it under a fault drawn anew
+
+Strike = Callable[[tuple[str, ...], random.Random], Ended]
+
+
+def a_copy(calm: Calm, project: Path) -> Path:
+    shutil.copytree(calm.before, project, dirs_exist_ok=True)
+    relocate(calm.before, project)
+    return project
+
+
+@contextlib.contextmanager
+def killed(folder: Path, calm: Calm, how: signal.Signals = signal.SIGKILL) -> Iterator[tuple[Path, Strike]]:
+    project = a_copy(calm, folder)
+
+    def strike(arguments: tuple[str, ...], chance: random.Random) -> Ended:
+        return run(project, arguments, end=(chance.uniform(0, calm.seconds), how))
+
+    yield project, strike
+
+
+@contextlib.contextmanager
+def asked_to_end(folder: Path, calm: Calm) -> Iterator[tuple[Path, Strike]]:
+    with killed(folder, calm, signal.SIGTERM) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path, calm: Calm) -> Iterator[tuple[Path, Strike]]:
+    """A tmpfs with room for a random share of what the verb adds to the project."""
+    if os.geteuid() != 0:
+        raise CannotTry("only root may mount a small file system")
+    folder.mkdir(parents=True)
+    mount("-t", "tmpfs", "-o", "size=2g", "tmpfs", str(folder))
+    try:
+        project = a_copy(calm, folder / "project")
+
+        def strike(arguments: tuple[str, ...], chance: random.Random) -> Ended:
+            there = os.statvfs(folder)
+            used = (there.f_blocks - there.f_bfree) * there.f_frsize
+            mount("-o", f"remount,size={used + int(chance.random() * calm.grown)}", str(folder))
+            try:
+                return run(project, arguments)
+            finally:
+                mount("-o", "remount,size=2g", str(folder))
+
+        yield project, strike
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def closed_folder(folder: Path, calm: Calm) -> Iterator[tuple[Path, Strike]]:
+    """The project or a folder of it is read-only: by its mode, or by a mount for root, who ignores modes."""
+    project = a_copy(calm, folder)
+    places = [project, *(project / name for name in ("data", "reports") if (project / name).is_dir())]
+
+    def strike(arguments: tuple[str, ...], chance: random.Random) -> Ended:
+        with read_only(chance.choice(places)):
+            return run(project, arguments)
+
+    yield project, strike
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    if os.geteuid() != 0:
+        mode = folder.stat().st_mode
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(mode)
+        return
+    mount("--bind", str(folder), str(folder))
+    try:
+        mount("-o", "remount,ro,bind", str(folder))
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def little_memory(folder: Path, calm: Calm) -> Iterator[tuple[Path, Strike]]:
+    project = a_copy(calm, folder)
+
+    def strike(arguments: tuple[str, ...], chance: random.Random) -> Ended:
+        return run(project, arguments, address_space=int(chance.uniform(0.3, 1.0) * calm.address_space))
+
+    yield project, strike
+
+
+FAULTS: dict[str, Callable[[Path, Calm], contextlib.AbstractContextManager[tuple[Path, Strike]]]] = {
+    "kill": killed,
+    "term": asked_to_end,
+    "disk": full_disk,
+    "closed": closed_folder,
+    "memory": little_memory,
+}
+SILENT = ("kill", "term")
+"""Who sends a signal knows why."""
+
+
+def mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise CannotTry(f"mount {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 def start_project(folder: Path) -> None:
@@ -193,35 +345,62 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run(folder: Path, arguments: tuple[str, ...], *, may_be_done: bool = False) -> None:
-    ended = subprocess.run(
-        command(arguments), cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600
-    )
-    # A disturbance may come between the last byte and the end of the process: then there is nothing to do.
-    done = may_be_done and "a complete store stands there" in ended.stderr
-    if ended.returncode and not done:
-        raise RuntimeError(
-            f"{' '.join(arguments)} in {folder}: status {ended.returncode}\n{ended.stderr[-3000:]}"
+def run_to_its_end(folder: Path, arguments: tuple[str, ...]) -> Ended:
+    ended = run(folder, arguments)
+    if ended.status and not ended.found_it_done:
+        raise RuntimeError(f"{' '.join(arguments)} in {folder}: status {ended.status}\n{ended.said[-3000:]}")
+    return ended
+
+
+def run(
+    folder: Path,
+    arguments: tuple[str, ...],
+    *,
+    end: tuple[float, signal.Signals] | None = None,
+    address_space: int | None = None,
+) -> Ended:
+    """Run a command in a process group of its own. `end`: kill the group after these seconds, by this signal.
+    `address_space`: limit, in bytes."""
+
+    def limit() -> None:
+        if address_space is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+
+    begun, signalled, most = time.monotonic(), False, 0
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command(arguments),
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=limit,
         )
+        while True:
+            try:
+                process.wait(0.05)
+                break
+            except subprocess.TimeoutExpired:
+                most = max(most, address_space_of(process.pid))
+            after = time.monotonic() - begun
+            if end and after > end[0] and not signalled:
+                os.killpg(process.pid, end[1])
+                signalled = True
+            if after > 900:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise RuntimeError(f"{' '.join(arguments)} in {folder}: no end after 900 seconds")
+        output.seek(0)
+        return Ended(process.returncode, output.read().decode(errors="replace"), most)
 
 
-def run_and_kill(folder: Path, arguments: tuple[str, ...], after_s: float, how: signal.Signals) -> bool:
-    """Start it in a process group of its own and kill the group after a while; whether it was still there."""
-    process = subprocess.Popen(
-        command(arguments),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        process.wait(after_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, how)
-        process.wait(120)
-        return True
-    return False
+def address_space_of(pid: int) -> int:
+    """The most that the process has had, in bytes; 0 once it has gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmPeak:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def remove(folder: Path, outputs: tuple[str, ...]) -> None:
@@ -252,6 +431,11 @@ def files(folder: Path) -> set[str]:
     return {name for name in names if not name.startswith(skip)}
 
 
+def size(folder: Path) -> int:
+    """Bytes of the disk that a folder takes."""
+    return sum(512 * path.lstat().st_blocks for path in folder.rglob("*"))
+
+
 def running(folder: Path) -> int:
     """MLflow runs of the project that still say RUNNING."""
     return count(folder, "SELECT count(*) FROM runs WHERE status = 'RUNNING'")
@@ -271,29 +455,36 @@ def count(folder: Path, query: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=3, help="kills a verb")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    parser.add_argument("--faults", nargs="+", default=["kill"], choices=list(FAULTS))
+    parser.add_argument("--tries", type=int, default=3, help="of each fault, a verb")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, shares and folders")
     parser.add_argument("--verbs", nargs="*", default=list(VERBS), choices=list(VERBS))
     asked = parser.parse_args()
-    how = signal.Signals[f"SIG{asked.signal}"]
-    print(f"seed {asked.seed}, {how.name}\n")
-    print("| verb | kills | same bytes | left about | runs RUNNING | registered versions | undisturbed, s |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print(f"seed {asked.seed}\n")
+    print("| verb | fault | tries | struck | said why | same bytes | left about | RUNNING | versions |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     fine = True
     with tempfile.TemporaryDirectory(prefix="darkarc-faults-") as name:
         folder = Path(name)
         calm = calm_project(folder, asked.verbs)
-        for verb in asked.verbs:
-            found = try_verb(verb, calm[verb], asked.kills, asked.seed, how, folder)
-            fine &= found.nothing_lost
-            print(
-                f"| {verb} | {found.kills} | {'yes' if found.same_bytes else 'NO'} | "
-                f"{', '.join(found.leftovers) or 'nothing'} | {found.running} | {found.versions} | "
-                f"{found.seconds:.1f} |",
-                flush=True,
-            )
+        for verb, fault in ((verb, fault) for verb in asked.verbs for fault in asked.faults):
+            try:
+                found = try_verb(verb, calm[verb], fault, asked.tries, asked.seed, folder)
+            except CannotTry as reason:
+                print(f"| {verb} | {fault} | 0 | not tried: {reason} | | | | | |", flush=True)
+                continue
+            fine &= found.nothing_lost and not found.silent
+            print(row(found), flush=True)
+            for said in found.silent:
+                print(f"{verb}, {fault}:\n{said}\n", file=sys.stderr, flush=True)
     return 0 if fine else 1
+
+
+def row(found: Outcome) -> str:
+    said = "–" if found.fault in SILENT else f"{found.struck - len(found.silent)} of {found.struck}"
+    cells = [found.verb, found.fault, found.tries, found.struck, said, "yes" if found.same_bytes else "NO"]
+    cells += [", ".join(found.leftovers) or "nothing", found.running, found.versions]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

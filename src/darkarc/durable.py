@@ -1,19 +1,28 @@
 """Files that are complete or absent: written aside, flushed to the disk, then renamed."""
 
+import contextlib
 import os
 from pathlib import Path
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
-    """Put `content` (text as UTF-8) at `path`; a kill at any moment leaves the old file or the new one."""
+    """Put `content` (text as UTF-8) at `path`; a kill at any moment leaves the old file or the new one.
+
+    A disk that is full leaves the old one, and nothing beside it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.partial")
-    with aside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
     return path
 
