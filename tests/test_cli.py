@@ -89,7 +89,9 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (OSError(12, "Cannot allocate memory"), True),
         (chained(RuntimeError("a worker failed"), MemoryError()), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
         (RuntimeError("shapes do not fit"), False),
+        (ImportError("No module named 'memory'"), False),
         (ValueError("out of memory is no number"), False),
     ],
 )
@@ -108,3 +110,18 @@ def test_no_memory_ends_in_one_message_that_says_what_to_lower(monkeypatch, caps
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "out of memory" in line and "train.batch_size" in line and "more" not in line.split(";")[0]
+
+
+@pytest.mark.parametrize(("limit", "said"), [("ulimit -v 1500000", True), ("ulimit -v unlimited", False)])
+def test_a_limit_that_ends_libraries_without_a_word_is_named_before(limit, said, tmp_path):
+    """OpenBLAS ends the process itself when it is refused memory: no message of ours can come after that."""
+    code = "from darkarc.cli import main; main()"
+    done = subprocess.run(
+        ["bash", "-c", f"{limit}; exec {sys.executable} -c {code!r} --version-that-is-not-there"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert ("limits the address space to 1.4 GB" in done.stderr) is said
+    assert "No such option" in done.stderr

@@ -1,6 +1,7 @@
 """The command line: one verb a stage, thin (`darkarc.commands`), and how it ends."""
 
 import os
+import sys
 from importlib import import_module
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ NO_MEMORY = (
     "bad_alloc",  # C++
     "bad allocation",
     "can't start new thread",
+    "failed to map segment",  # the loader of shared libraries
 )
 LESS_MEMORY = (
     "lower train.batch_size, evaluate.batch_size, data.memory_gb or the number of workers, or give it more; "
@@ -26,9 +28,14 @@ LESS_MEMORY = (
 )
 
 
+ENOUGH_ADDRESS_SPACE = 8 * 2**30
+"""Bytes that the libraries of every verb can reserve without being refused; most of it is never touched."""
+
+
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends in one message and status 2, not in a traceback."""
     set_environment()
+    warn_of_little_address_space()
     try:
         app()
     except SystemExit as end:
@@ -48,12 +55,30 @@ def main() -> NoReturn:
     raise SystemExit(0)
 
 
+def warn_of_little_address_space() -> None:
+    """Said before anything is refused: OpenBLAS and others then end the process without a word of ours."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if resource.RLIM_INFINITY != limit < ENOUGH_ADDRESS_SPACE:
+        print(
+            f"darkarc: this shell limits the address space to {limit / 2**30:.1f} GB (ulimit -v), and "
+            "libraries that are refused may end without a word: if this ends early, lift that limit, bound memory "
+            "by a container or a scheduler; what was written stands, and the same command goes on",
+            file=sys.stderr,
+        )
+
+
 def is_lack_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, says that memory was refused: each library has its own words."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
-        if isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in NO_MEMORY):
+        if isinstance(error, RuntimeError | OSError | ImportError) and any(
+            words in str(error) for words in NO_MEMORY
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
