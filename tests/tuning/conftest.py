@@ -1,10 +1,12 @@
 """A tiny prepared store, a configuration that trains on it in a blink, and one Ray for all tests."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from darkarc import config as configuration
@@ -94,14 +96,17 @@ def start_cluster() -> Iterator[Any]:
 
 def _again(start: Callable[..., Any], **options: Any) -> Any:
     """Ray gives a node 30 seconds to come up, which a busy machine may not do at once."""
-    for _ in range(5):
+    give_up_at = time.monotonic() + 300
+    while True:
+        before = psutil.Process().children()
         try:
             return start(**options)
         except Exception as error:
-            if "timed out" not in str(error).lower():
+            for child in psutil.Process().children():
+                if child not in before:
+                    child.kill()
+            if "timed out" not in str(error).lower() or time.monotonic() > give_up_at:
                 raise
-            last = error
-    raise last
 
 
 @pytest.fixture

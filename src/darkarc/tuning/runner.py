@@ -21,6 +21,7 @@ from darkarc.tuning.data_view import SearchView
 from darkarc.tuning.figures import draw_figures
 from darkarc.tuning.population import trial_id
 from darkarc.tuning.ray_session import a_ray
+from darkarc.tuning.storage import remove_sessions, storage_place
 from darkarc.tuning.study import Study, StudyError, load_study
 from darkarc.tuning.trial import Trainable, TrialSettings, make_trainable
 from darkarc.tuning.winner import no_search, winner_document, write_winner
@@ -77,10 +78,10 @@ def tune_stage(
 ) -> StudyResult | None:
     """The stage `tune`: run the study (a file; by default `tune.study`), write its winner to `out`.
 
-    `storage`: a folder or URI that all machines of a cluster reach, for checkpoints of trials; `address`:
-    of a Ray cluster. `resume` goes on with an interrupted study of the same parameters, data and code, or
-    starts it if there is none. Without a study the file says so, and None is returned. Raises
-    `StudyError`, and `StudyInterrupted` after Ctrl-C.
+    `storage`: a folder or URI that all machines of a cluster reach, for checkpoints of trials, which are
+    removed when the study is over; `address`: of a Ray cluster. `resume` goes on with an interrupted study
+    of the same parameters, data and code, or starts it if there is none. Without a study the file says so,
+    and None is returned. Raises `StudyError`, and `StudyInterrupted` after Ctrl-C.
     """
     path = study or config.tune.study
     if study is None and not config.tune.search:
@@ -150,6 +151,7 @@ def conduct(
     view = SearchView.of(prepared, study.train_share, config.seed)
     identity = study_identity(config, study, view)
     folder = Path(os.path.abspath(work)) / f"{study.name}-{_digest(identity)}"
+    place = storage_place(storage, folder / "ray")
     _clear_the_way(folder, resume)
     with StudyBook(folder / BOOK, identity) as book:
         tags = {"darkarc.kind": kind, "darkarc.study": study.name}
@@ -161,11 +163,13 @@ def conduct(
             if not book.over:
                 with _environment(ENVIRONMENT), a_ray(study, address):
                     settings = TrialSettings(config.dump(), study.dump(), os.path.abspath(view.path))
-                    _search(config, study, trainable(settings), book, parent, folder, storage, progress)
+                    _search(config, study, trainable(settings), book, parent, folder, place, progress)
             result = conclude(book, folder, parent)
         book.finish()
         if storage is None:
-            shutil.rmtree(folder / "ray", ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            remove_sessions(place, [_session(folder, n) for n in range(1, book.sessions + 1)])
     return result
 
 
@@ -202,7 +206,7 @@ def _search(
     book: StudyBook,
     parent: RunTracker,
     folder: Path,
-    storage: str | None,
+    place: str,
     progress: bool,
 ) -> None:
     """Let Ray Tune run what is left of the study."""
@@ -216,7 +220,6 @@ def _search(
     from darkarc.tuning.search import StudySearch
     from darkarc.tuning.time_limit import TimeLimit
 
-    place = storage or str(folder / "ray")
     scheduler = build_scheduler(study, book)
     search = StudySearch(study, Proposer(study, config), book)
     runs = TrialRuns(config, study, book, parent)
@@ -225,7 +228,7 @@ def _search(
     if study.budget.seconds is not None:
         search.ends_at = callback.ends_at = time.monotonic() + study.budget.seconds
     resources = {"cpu": study.resources.cpus, "gpu": study.resources.gpus}
-    session = f"{folder.name}-{book.begin_session():03d}"
+    session = _session(folder, book.begin_session())
     stopped = False
     # It would tell of its own missing loggers, banners and snapshots; failures of trials are in the book.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -254,6 +257,11 @@ def _search(
         raise StudyInterrupted(f"study {study.name} was interrupted; `--resume` goes on with it")
     if callback.errors and not any(trial.rows for trial in book.trials.values()):
         raise StudyError(f"study {study.name}: every trial failed; the last one with: {callback.errors[-1]}")
+
+
+def _session(folder: Path, number: int) -> str:
+    """Name of the folder, below a study's storage, that one session of its driver writes to."""
+    return f"{folder.name}-{number:03d}"
 
 
 def _name(trial: Any) -> str:
