@@ -65,8 +65,8 @@ def warn_of_little_address_space() -> None:
     if resource.RLIM_INFINITY != limit < ENOUGH_ADDRESS_SPACE:
         print(
             f"darkarc: this shell limits the address space to {limit / 2**30:.1f} GB (ulimit -v), and "
-            "libraries that are refused may end without a word: if this ends early, lift that limit, bound memory "
-            "by a container or a scheduler; what was written stands, and the same command goes on",
+            "libraries that are refused may end without a word: if this ends early, lift that limit, bound "
+            "memory by a container or a scheduler; what was written stands, and the same command goes on",
             file=sys.stderr,
         )
 
