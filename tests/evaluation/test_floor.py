@@ -11,7 +11,8 @@ from darkarc.data.generate import generate
 from darkarc.evaluation.floor import NoFloor, exact_posterior, floor_stage
 from darkarc.evaluation.floor.bank import make_bank
 from darkarc.evaluation.floor.explore import explored
-from darkarc.evaluation.floor.lattice import mass_curve
+from darkarc.evaluation.floor.lattice import MassCurve, mass_curve
+from darkarc.evaluation.floor.nuisance import LIKELY
 from darkarc.evaluation.floor.posterior import bin_density
 from darkarc.simulation import draw_scenes, render
 
@@ -82,3 +83,29 @@ def test_the_stage_scores_a_store(tmp_path):
     assert json.loads((tmp_path / "floor.json").read_text()) == found
     assert found["n_images"] == 3
     assert 0 < found["mae_dex"] < 0.2
+
+
+@pytest.mark.parametrize("spacing", [1e-5, 7e-4, 0.0125])
+@pytest.mark.parametrize("bins", [256, 8192])
+def test_bins_hold_the_probability_that_a_gaussian_has_in_them(spacing, bins):
+    """Narrower than a bin, wider than many, on an edge or off: as the normal distribution function says."""
+    from scipy.stats import norm
+
+    edges = np.linspace(-24, -22, bins + 1)
+    centre, deviation = -23.0 + 0.2 * spacing, 2 * spacing
+    rows = np.arange(-10, 11)
+    x = -23.0 + spacing * rows
+    y = -0.5 * ((x - centre) / deviation) ** 2
+    likely = y > y.max() - LIKELY
+    density = bin_density(MassCurve(x[likely], y[likely], spacing, rows[likely]), edges)
+    wanted = np.diff(norm.cdf(edges, centre, deviation))
+    assert density.sum() * (edges[1] - edges[0]) == pytest.approx(1)
+    np.testing.assert_allclose(density * np.diff(edges), wanted, atol=2e-4)
+
+
+def test_an_end_of_the_prior_cuts_a_posterior_off():
+    edges = np.linspace(-24, -22, 257)
+    x = np.linspace(-22.1, -22.0, 11)
+    density = bin_density(MassCurve(x, np.zeros(11), 0.01, np.arange(11)), edges)
+    inside = edges[:-1] >= -22.09
+    np.testing.assert_allclose(density[inside], density[-1], rtol=0.02)

@@ -17,13 +17,14 @@ from darkarc.evaluation.floor.bank import Bank, make_bank
 from darkarc.evaluation.floor.explore import explored
 from darkarc.evaluation.floor.lattice import MassCurve, mass_curve
 from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
+from darkarc.evaluation.floor.nuisance import LIKELY
 from darkarc.models import Posterior
 from darkarc.simulation import get_preset
 
 Floats = NDArray[np.float64]
 
-POINTS = 8192
-"""Points over the prior range, at least, at which the density is summed into bins."""
+POINTS = 4
+"""Cells a row of the lattice, or a bin if that is narrower, over which the density is summed."""
 
 
 def exact_posterior(
@@ -86,24 +87,32 @@ def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
 
 
 def bin_density(curve: MassCurve, edges: Floats) -> Floats:
-    """(K,) density of a posterior in bins: its logarithm is interpolated by a cubic spline between rows."""
-    inside = max(1, -(-POINTS // (len(edges) - 1)))
-    width = np.diff(edges)[:, None] / inside
-    points = (edges[:-1, None] + width * (np.arange(inside) + 0.5)).ravel()
-    logarithm = np.full(points.shape, -np.inf)
+    """(K,) density of a posterior in bins: its logarithm between rows by a cubic spline, summed over cells.
+
+    The cells are narrower than the rows and the bins, so that a posterior within one bin is where it is.
+    A row after the last one is improbable, and the logarithm falls to that in a straight line.
+    """
     gaps = np.flatnonzero(np.diff(curve.log10_mass_ev) > 1.5 * curve.spacing) + 1
+    step = min(curve.spacing, float(np.diff(edges).min())) / POINTS
+    floor = float(curve.value.max()) - LIKELY
+    ends, logarithm = [], []
     for part in np.split(np.arange(len(curve.value)), gaps):
         x, y = curve.log10_mass_ev[part], curve.value[part]
-        if len(part) < 4:
-            near = np.abs(points[:, None] - x).argmin(axis=1)
-            reached = np.abs(points - x[near]) <= 0.5 * curve.spacing
-            logarithm[reached] = y[near[reached]]
-            continue
-        reached = (points >= x[0]) & (points <= x[-1])
-        logarithm[reached] = CubicSpline(x, y)(points[reached])
-    if not np.isfinite(logarithm).any():
-        logarithm[np.abs(points - curve.log10_mass_ev[curve.value.argmax()]).argmin()] = 0.0
-    probability = np.exp(logarithm - logsumexp(logarithm)).reshape(-1, inside).sum(axis=1)
+        low, high = max(x[0] - curve.spacing, edges[0]), min(x[-1] + curve.spacing, edges[-1])
+        cells = np.linspace(low, high, max(1, round((high - low) / step)) + 1)
+        points = 0.5 * (cells[:-1] + cells[1:])
+        beyond = np.array([x[0] - curve.spacing, *x, x[-1] + curve.spacing])
+        value = np.interp(points, beyond, np.array([floor, *y, floor]))
+        inside = (points >= x[0]) & (points <= x[-1])
+        if len(part) >= 4:
+            value[inside] = CubicSpline(x, y)(points[inside])
+        ends.append(cells)
+        logarithm.append(np.concatenate([[-np.inf], value + np.log(np.diff(cells))]))
+    total = np.concatenate(logarithm)
+    cumulative = np.cumsum(np.exp(total - logsumexp(total)))
+    probability = np.diff(
+        np.interp(edges, np.concatenate(ends), cumulative / cumulative[-1], left=0, right=1)
+    )
     density: Floats = probability / np.diff(edges)
     return density
 
