@@ -22,9 +22,9 @@ FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
 class TrialRecord:
     """What is known of one trial.
 
-    rows: epoch (from 1) to metrics, which hold `time_ms` too; checkpoints: epoch to where the trial can go
-    on; positions: epoch to the place in a population's space; schedule: of a population, the parameters
-    and since when; state: "" while it is not over.
+    rows: epoch (from 1, in order) to metrics, which hold `time_ms` too; checkpoints: epoch to where the
+    trial can go on; positions: epoch to the place in a population's space; schedule: of a population, the
+    parameters and since when; state: "" while it is not over.
     """
 
     number: int
@@ -40,7 +40,7 @@ class TrialRecord:
 
     @property
     def epochs(self) -> int:
-        return max(self.rows, default=0)
+        return next(reversed(self.rows), 0)
 
     @property
     def last(self) -> dict[str, float]:
