@@ -1,12 +1,14 @@
 """Many lenses, one particle: the joint posterior of the axion mass."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
+from darkarc.models.finer_grid import finer
 from darkarc.models.population_errors import PopulationErrors
 from darkarc.models.posterior import Posterior
 
@@ -25,7 +27,8 @@ class PopulationError(ValueError):
 class Population:
     """What N lenses say about one particle.
 
-    posterior: of length 1. n: lenses. power: what the log-likelihood was multiplied by, 1 for exact lenses.
+    posterior: of length 1, on finer bins than the lenses' own where they know the mass that well together.
+    n: lenses. power: what the log-likelihood was multiplied by at the posterior's median, 1 for exact lenses.
     share, share_probability: (SHARES,) the share of axion-like lenses and its posterior, where it was
         unknown; else None.
     """
@@ -102,13 +105,12 @@ def join(
     if n == 0:
         raise PopulationError("expected the posteriors of at least one lens, found none")
     errors = errors or PopulationErrors()
-    if not 0 <= errors.correlation <= 1:
-        raise PopulationError(f"correlation: expected a number in [0, 1], found {errors.correlation!r}")
+    _check(errors)
     log_prior = np.log(_prior(prior, posterior))
     with np.errstate(divide="ignore"):
         log_ratio = np.log(posterior.density) - log_prior
     log_ratio = errors.read(posterior.centres, log_ratio, n)
-    power = errors.power(n)
+    power = errors.power(n, posterior.centres)
     share = share_probability = None
     if axion_share == UNKNOWN:
         log_axion, log_other = _log_class_likelihood(posterior, trained_share)
@@ -121,24 +123,38 @@ def join(
                 for f in share
             ]
         )
-        log_joint = log_prior + power * by_share  # (SHARES, K)
-        if not np.isfinite(log_joint.max()):
+        if not np.isfinite(by_share.max()):
             _contradiction(
                 np.logaddexp(log_axion[:, None] + log_ratio, log_other[:, None]), posterior.centres
             )
+        log_joint = log_prior + power * (by_share - by_share.max())  # (SHARES, K)
     else:
         log_axion, log_other = _log_class(posterior, axion_share, trained_share)
         log_likelihood = np.logaddexp(log_axion[:, None] + log_ratio, log_other[:, None])
-        log_joint = (log_prior + power * log_likelihood.sum(axis=0))[None]
-        if not np.isfinite(log_joint.max()):
+        summed = log_likelihood.sum(axis=0)
+        if not np.isfinite(summed.max()):
             _contradiction(log_likelihood, posterior.centres)
-    weight = np.exp(log_joint - log_joint.max()) * posterior.widths
+        log_joint = (log_prior + power * (summed - summed.max()))[None]
+    edges, log_joint = finer(posterior.edges, log_joint, log_ratio)
+    weight = np.exp(log_joint - log_joint.max()) * np.diff(edges)
     if share is not None:
         share_probability = weight.sum(axis=1) / weight.sum()
-    density = weight.sum(axis=0) / weight.sum() / posterior.widths
+    density = weight.sum(axis=0) / weight.sum() / np.diff(edges)
     mean_class = posterior.class_probability.mean(axis=0, keepdims=True)
-    joint = Posterior(posterior.edges, density[None, :], mean_class, posterior.target)
-    return Population(joint, n, power, share, share_probability)
+    joint = Posterior(edges, density[None, :], mean_class, posterior.target)
+    at_median = float(errors.power(n, joint.median)[0])
+    return Population(joint, n, at_median, share, share_probability)
+
+
+def _check(errors: PopulationErrors) -> None:
+    for rho in (errors.correlation, *errors.correlation_at):
+        if not 0 <= rho <= 1:
+            raise PopulationError(f"correlation: expected a number in [0, 1], found {rho!r}")
+    masses, rhos = errors.correlation_mass, errors.correlation_at
+    if len(masses) != len(rhos) or any(a >= b for a, b in pairwise(masses)):
+        raise PopulationError(
+            f"correlation_mass: expected {len(rhos)} rising masses, one a correlation, found {list(masses)}"
+        )
 
 
 def _prior(prior: ArrayLike | None, posterior: Posterior) -> Floats:

@@ -9,7 +9,8 @@ Two things are learnt from lenses that training never saw, and stored in the reg
   read at g(m) instead of m; for N lenses at m + (1 - 1/N)(g(m) - m), so that one lens stays as it is.
 - What is common beyond that. If a share rho of the variance is, the mean of N errors has the variance
   (1 + (N - 1) rho) / N and not 1 / N, which multiplying the joint log-likelihood by 1 / (1 + (N - 1) rho)
-  allows for (the design effect of cluster sampling, Kish 1965; a fractional posterior).
+  allows for (the design effect of cluster sampling, Kish 1965; a fractional posterior). At one mass this is a
+  bias, a number that does not shrink with N; over neighbouring masses it scatters, and rho(m) is by how much.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from darkarc.models.finer_grid import finer
 from darkarc.models.posterior import Posterior
 
 Floats = NDArray[np.float64]
@@ -34,16 +36,27 @@ CHOICE = 1.5
 """A population is drawn from so many times its number of lenses, those nearest to its mass."""
 LEAST_IMAGES = 200
 LEAST_LOGARITHM = -60.0
-GRID = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 81)])
+GRID = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 61)])
+NEIGHBOURS_DEX = 0.3
+"""Pools count for rho(m) with weights that fall to nothing at this distance from m."""
+BELIEF = 2.0
+"""Pools' worth of belief, at every mass, that rho is the common one."""
 
 
 @dataclass(frozen=True)
 class PopulationErrors:
-    """correlation: rho. mass, read_as: the masses m and the g(m) that their lenses' product would end at."""
+    """What lenses of one mass have in common.
+
+    correlation: rho, one for all masses. mass, read_as: the masses m and the g(m) that their lenses' product
+    would end at. correlation_mass, correlation_at: masses and rho(m) there, in their order; where they are
+    given they count and `correlation` does not.
+    """
 
     correlation: float = 0.0
     mass: tuple[float, ...] = ()
     read_as: tuple[float, ...] = ()
+    correlation_mass: tuple[float, ...] = ()
+    correlation_at: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> "PopulationErrors":
@@ -52,11 +65,19 @@ class PopulationErrors:
             float(known.get("correlation", 0.0)),
             tuple(float(m) for m in known.get("mass", ())),
             tuple(float(m) for m in known.get("read_as", ())),
+            tuple(float(m) for m in known.get("correlation_mass", ())),
+            tuple(float(rho) for rho in known.get("correlation_at", ())),
         )
 
-    def power(self, n: int) -> float:
-        """What the log-likelihood of n lenses is multiplied by."""
-        return 1 / (1 + (n - 1) * self.correlation)
+    def correlations(self, mass: Floats) -> Floats:
+        """rho (K,) at masses (K,); beyond the first and the last mass known as there."""
+        if not self.correlation_mass:
+            return np.full(len(mass), self.correlation)
+        return np.interp(mass, self.correlation_mass, self.correlation_at)
+
+    def power(self, n: int, mass: Floats) -> Floats:
+        """(K,) what the log-likelihood of n lenses is multiplied by at masses (K,)."""
+        return 1 / (1 + (n - 1) * self.correlations(mass))
 
     def read(self, centres: Floats, logarithm: Floats, n: int) -> Floats:
         """Log-likelihoods (..., K) at the bins' centres, read where n lenses of that mass would have them."""
@@ -90,18 +111,54 @@ def fit_correlation_of_pools(
     pools: Sequence[Posterior], masses: Floats, errors: PopulationErrors, seed: int
 ) -> float:
     """rho from pools of lenses, each of one mass: it makes the true masses of populations most probable."""
+    return float(GRID[_scores_of_pools(pools, masses, errors, seed).mean(axis=0).argmax()])
+
+
+def fit_correlations_of_pools(
+    pools: Sequence[Posterior], masses: Floats, seed: int
+) -> tuple[float, list[float]]:
+    """rho for all masses together, and rho(m) at `masses`, from pools of lenses of one mass each.
+
+    rho(m) makes the true masses of populations of m and its neighbours most probable. It is never taken for
+    less than the pools could tell from nothing: n lenses know their bias to a variance of 1/n, in units of a
+    lens's own, and k such numbers know a variance to sqrt(2/k) of it.
+    """
+    scores = _scores_of_pools(pools, masses, PopulationErrors(), seed)
+    common = float(GRID[scores.mean(axis=0).argmax()])
+    found = []
+    for mass in masses:
+        weight = np.maximum(1 - np.abs(masses - mass) / NEIGHBOURS_DEX, 0)
+        near = weight > 0
+        alike = weight.sum() ** 2 / np.sum(weight**2)
+        lenses = min(len(pool) for pool, one in zip(pools, near, strict=True) if one)
+        least = np.sqrt(2 / (alike + BELIEF)) / lenses
+        here = GRID[(weight @ scores).argmax()]
+        # Drawn together as logarithms: one pool far off would else decide for all.
+        logarithm = alike * np.log(max(here, least)) + BELIEF * np.log(max(common, least))
+        found.append(float(min(1.0, np.exp(logarithm / (alike + BELIEF)))))
+    return common, found
+
+
+def _scores_of_pools(
+    pools: Sequence[Posterior], masses: Floats, errors: PopulationErrors, seed: int
+) -> Floats:
+    """(M, G) log-density of a pool's mass in joint posteriors of its lenses, for each correlation.
+
+    The mean over populations of a size, summed over `SIZES`.
+    """
     rng = np.random.default_rng(seed)
-    logarithms = [_logarithm(pool) for pool in pools]
-
-    def draw(size: int) -> tuple[Floats, float] | None:
-        k = int(rng.integers(len(pools)))
-        if len(pools[k]) < size:
-            return None
-        chosen = rng.choice(len(pools[k]), size, replace=False)
-        summed = logarithms[k][chosen].sum(axis=0)
-        return errors.read(pools[k].centres, summed / size, size) * size, float(masses[k])
-
-    return _most_probable(pools[0], draw)
+    drawn = -(-POPULATIONS // len(pools))
+    scores = np.zeros((len(pools), len(GRID)))
+    for row, (pool, mass) in enumerate(zip(pools, masses, strict=True)):
+        logarithm = _logarithm(pool)
+        for size in SIZES:
+            if size > len(pool):
+                continue
+            for _ in range(drawn):
+                chosen = logarithm[rng.choice(len(pool), size, replace=False)]
+                read = errors.read(pool.centres, chosen, size)
+                scores[row] += _log_probability(pool.edges, read, float(mass)) / drawn
+    return scores
 
 
 def fit_correlation(posterior: Posterior, truth: Floats, seed: int) -> float | None:
@@ -124,7 +181,7 @@ def fit_correlation(posterior: Posterior, truth: Floats, seed: int) -> float | N
             return None
         chosen = rng.choice(near, size, replace=False)
         moved = [np.interp(centres + truth[i] - mass, centres, logarithm[i]) for i in chosen]
-        return np.sum(moved, axis=0), float(mass)
+        return np.stack(moved), float(mass)
 
     return _most_probable(posterior, draw)
 
@@ -142,15 +199,15 @@ def _most_probable(grid: Posterior, draw: Callable[[int], tuple[Floats, float] |
         for _ in range(POPULATIONS):
             drawn = draw(size)
             if drawn is not None:
-                total += _log_probability(grid, drawn[0], size, drawn[1])
+                total += _log_probability(grid.edges, *drawn)
     return float(GRID[total.argmax()])
 
 
-def _log_probability(grid: Posterior, summed: Floats, size: int, mass: float) -> Floats:
-    """(G,) log-density of the joint posterior at the true mass, for each correlation of the grid."""
-    power = 1 / (1 + (size - 1) * GRID)
+def _log_probability(edges: Floats, logarithms: Floats, mass: float) -> Floats:
+    """(G,) log-density at the true mass of the joint posterior of lenses (N, K), for each correlation."""
+    fine, summed = finer(edges, logarithms.sum(axis=0, keepdims=True), logarithms)
+    power = 1 / (1 + (len(logarithms) - 1) * GRID)
     joint = power[:, None] * (summed - summed.max())
-    weight = np.exp(joint) * grid.widths
-    k = int(np.clip(np.searchsorted(grid.edges, mass, side="right") - 1, 0, len(summed) - 1))
-    result: Floats = joint[:, k] - np.log(weight.sum(axis=1))
+    k = int(np.clip(np.searchsorted(fine, mass, side="right") - 1, 0, joint.shape[1] - 1))
+    result: Floats = joint[:, k] - np.log(np.exp(joint) @ np.diff(fine))
     return result

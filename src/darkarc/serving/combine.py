@@ -114,13 +114,15 @@ def combine_files(
             "as a number or as trained, or train it again"
         )
     lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged)
-    options: dict[str, Any] = {"errors": PopulationErrors.of(known)}
+    errors = PopulationErrors.of(known)
+    options: dict[str, Any] = {"errors": errors}
     if share != "trained":
         options |= {"axion_share": share, "trained_share": trained if share != 1 else None}
     steps = growing(len(lenses.names))
     found = {n: join(lenses.posterior[:n], **options) for n in steps}
     document = describe(lenses, found, share)
-    document["correlation"] = known.get("correlation")
+    median = found[len(lenses.names)].posterior.median
+    document["correlation"] = float(errors.correlations(median)[0]) if "correlation" in known else None
     if "correlation" not in known:
         document["notice"] = (
             "this regressor has no fitted correlation of errors: the interval of many lenses may be too "

@@ -36,7 +36,7 @@ def _draw(lenses: Posterior, found: Mapping[int, Population]) -> Figure:
     for density in lenses.density[shown]:
         right.plot(lenses.centres, density / density.max(), color=SKY, linewidth=0.5, alpha=0.5)
     last = joint[-1].density[0]
-    right.plot(lenses.centres, last / last.max(), color=BLACK, label=f"all {number[-1]} lenses")
+    right.plot(joint[-1].centres, last / last.max(), color=BLACK, label=f"all {number[-1]} lenses")
     right.plot([], [], color=SKY, linewidth=0.8, label="single lenses")
     right.set_xlabel(axis_label(lenses.target))
     right.set_ylabel("density / its maximum")
