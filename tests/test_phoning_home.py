@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import VERBS, command, environment, start_project
 from tests.watch import Watch
 
 
@@ -52,3 +54,65 @@ def test_the_watch_lets_the_loopback_be(tmp_path):
         watch,
     )
     assert watch.processes() == 1 and watch.away() == []
+
+
+BELOW_PYTHON = """
+import ctypes
+libc = ctypes.CDLL(None)
+found = ctypes.c_void_p()
+libc.getaddrinfo(b"telemetry.invalid", b"443", None, ctypes.byref(found))
+libc.getaddrinfo(b"localhost", b"443", None, ctypes.byref(found))
+"""
+ADDRESS = """
+import ctypes, socket, struct
+libc = ctypes.CDLL(None)
+def away(kind, host, port):
+    fd = libc.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK, 0)
+    address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
+    libc.connect(fd, address, len(address))
+away(socket.SOCK_STREAM, "192.0.2.1", 9)
+away(socket.SOCK_STREAM, "127.0.0.1", 9)
+away(socket.SOCK_DGRAM, "192.0.2.1", 80)
+away(socket.SOCK_DGRAM, "192.0.2.1", 53)
+"""
+
+
+def everywhere(watch: Watch) -> dict[str, str]:
+    variables = watch.everywhere()
+    if variables is None:
+        pytest.skip("no C compiler is here, so programs other than Python's cannot be watched")
+    return variables
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (BELOW_PYTHON, [("getaddrinfo", "telemetry.invalid")]),
+        (ADDRESS, [("connect", "192.0.2.1 port 9"), ("connect", "192.0.2.1 port 53")]),
+    ],
+)
+def test_what_python_does_not_see_is_seen_from_below(script, expected, tmp_path):
+    watch = Watch(tmp_path / "watch")
+    run(script, watch, **everywhere(watch))
+    assert [(entry["event"], entry["what"]) for entry in watch.away()] == expected
+    assert any(name.startswith("python") for name in watch.programs())
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+@pytest.mark.timeout(3000)
+def test_the_whole_pipeline_calls_nobody(tmp_path: Path) -> None:
+    """Every verb, the search with Ray included: no name is looked up, no connection leaves the machine."""
+    watch = Watch(tmp_path / "watch")
+    project = tmp_path / "project"
+    start_project(project)
+    variables = environment(project) | everywhere(watch)
+    variables["PYTHONPATH"] = os.pathsep.join([str(watch.folder), variables["PYTHONPATH"]])
+    for verb in VERBS.values():
+        done = subprocess.run(
+            command(verb.arguments), cwd=project, env=variables, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+    assert watch.processes() > len(VERBS)  # Ray's workers too
+    assert {"raylet", "gcs_server"} <= watch.programs()
+    assert watch.away() == []

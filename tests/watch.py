@@ -1,13 +1,20 @@
-"""Watches what every Python process of a test looks up and connects to: nothing is to leave the machine.
+"""Watches what every process of a test looks up and connects to: nothing is to leave the machine.
 
 Each interpreter that finds `sitecustomize` on PYTHONPATH imports it before anything else, and so do its
-children. The hook sees what Python does; what a C++ process such as Ray's does itself, it does not.
+children. That hook sees what Python does. What other programs do, such as Ray's in C++, a small library sees
+that stands before the system's own (LD_PRELOAD); only a program that is linked statically escapes both.
 """
 
 import json
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
+import psutil
+
 VARIABLE = "DARKARC_TEST_WATCH"
+OWN = "DARKARC_TEST_OWN"
 
 HOOK = """
 import json, os, socket, sys
@@ -44,6 +51,104 @@ if os.environ.get("DARKARC_TEST_WATCH"):
 """
 
 
+LIBRARY = r"""
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void note(const char *event, const char *what) {
+    const char *path = getenv("DARKARC_TEST_WATCH");
+    char line[700];
+    int file = path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
+    if (file < 0) return;
+    int n = snprintf(line, sizeof line, "{\"event\": \"%s\", \"what\": \"%.400s\"}\n", event, what);
+    if (write(file, line, n) != n) abort();
+    close(file);
+}
+
+static int own(const char *host) {
+    const char *list = getenv("DARKARC_TEST_OWN");
+    char wanted[300];
+    snprintf(wanted, sizeof wanted, ",%s,", host);
+    return !*host || !strncmp(host, "127.", 4) || (list && strcasestr(list, wanted));
+}
+
+/* A datagram socket that only connects sends nothing, unless a name server is at the other end. */
+static void seen(const char *event, int fd, const struct sockaddr *address, int silent) {
+    char host[INET6_ADDRSTRLEN] = "", what[80];
+    int port, type = 0;
+    socklen_t size = sizeof type;
+    if (!address) return;
+    if (address->sa_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const void *)address;
+        inet_ntop(AF_INET, &v4->sin_addr, host, sizeof host);
+        port = ntohs(v4->sin_port);
+    } else if (address->sa_family == AF_INET6) {
+        const struct sockaddr_in6 *v6 = (const void *)address;
+        if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr))
+            inet_ntop(AF_INET, &v6->sin6_addr.s6_addr[12], host, sizeof host);
+        else
+            inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof host);
+        port = ntohs(v6->sin6_port);
+    } else return;
+    getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size);
+    if (port != 53 && (own(host) || (silent && type == SOCK_DGRAM))) return;
+    snprintf(what, sizeof what, "%s port %d", host, port);
+    note(event, what);
+}
+
+#define REAL(name) __typeof__(name) *real = dlsym(RTLD_NEXT, #name)
+
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
+                struct addrinfo **found) {
+    REAL(getaddrinfo);
+    if (node && !own(node)) note("getaddrinfo", node);
+    return real(node, service, hints, found);
+}
+
+struct hostent *gethostbyname(const char *name) {
+    REAL(gethostbyname);
+    if (!own(name)) note("gethostbyname", name);
+    return real(name);
+}
+
+int connect(int fd, const struct sockaddr *address, socklen_t size) {
+    REAL(connect);
+    seen("connect", fd, address, 1);
+    return real(fd, address, size);
+}
+
+ssize_t sendto(int fd, const void *data, size_t n, int flags, const struct sockaddr *address,
+               socklen_t size) {
+    REAL(sendto);
+    seen("sendto", fd, address, 0);
+    return real(fd, data, n, flags, address, size);
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    REAL(sendmsg);
+    seen("sendmsg", fd, message->msg_name, 0);
+    return real(fd, message, flags);
+}
+
+__attribute__((constructor)) static void start(void) {
+    char name[400];
+    ssize_t n = readlink("/proc/self/exe", name, sizeof name - 1);
+    if (n < 0) return;
+    name[n] = 0;
+    note("program", strrchr(name, '/') + 1);
+}
+"""
+
+
 class Watch:
     """A folder for PYTHONPATH, and what was seen."""
 
@@ -57,6 +162,23 @@ class Watch:
     def environment(self) -> dict[str, str]:
         return {VARIABLE: str(self.log)}
 
+    def everywhere(self) -> dict[str, str] | None:
+        """Variables that have programs in other languages watched too; None where no C compiler is."""
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            return None
+        source, library = self.folder / "watch.c", self.folder / "watch.so"
+        source.write_text(LIBRARY)
+        command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(source), "-ldl"]
+        subprocess.run(command, check=True, capture_output=True)
+        addresses = (address.address for found in psutil.net_if_addrs().values() for address in found)
+        own = ["localhost", socket.gethostname(), "0.0.0.0", "::", "::1", *addresses]
+        return self.environment | {"LD_PRELOAD": str(library), OWN: f",{','.join(own)},"}
+
+    def programs(self) -> set[str]:
+        """Names of the programs that were watched from below."""
+        return {entry["what"] for entry in self.seen() if entry["event"] == "program"}
+
     def seen(self) -> list[dict]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
@@ -66,4 +188,4 @@ class Watch:
 
     def away(self) -> list[dict]:
         """Look-ups and connections that are not of this machine."""
-        return [entry for entry in self.seen() if entry["event"] != "start"]
+        return [entry for entry in self.seen() if entry["event"] not in ("start", "program")]
