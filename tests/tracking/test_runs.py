@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -361,6 +362,27 @@ def test_a_database_that_is_being_restarted_costs_no_record(
     assert _curve(tracker.run_id, "loss") == [(0, 1.0)]
     assert "refuses to record" not in caplog.text
     assert "darkarc.refused" not in _run(tracker.run_id).data.tags
+
+
+def test_a_database_that_fails_is_one_warning_and_no_traceback(
+    project: Path,
+    settings: config.Config,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    patient = config.parse({"tracking": {"system_metrics": False, "patience_s": 20}})
+    with start_run(patient, name="train", journal=JOURNAL) as tracker:
+        with sqlite3.connect(project / "mlflow.db") as database:
+            database.execute("ALTER TABLE metrics RENAME TO gone")
+        for step in range(3):
+            tracker.log_metrics({"loss": 1.0}, step)
+            assert not tracker.flush()
+        with sqlite3.connect(project / "mlflow.db") as database:
+            database.execute("ALTER TABLE gone RENAME TO metrics")
+    assert _curve(tracker.run_id, "loss") == [(step, 1.0) for step in range(3)]
+    told = capsys.readouterr().err + caplog.text
+    assert "Traceback" not in told and "SQLAlchemy database error" not in told
+    assert caplog.text.count("does not take records") == 1
 
 
 def test_a_clock_that_jumps_moves_no_point(

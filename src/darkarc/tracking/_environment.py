@@ -36,6 +36,10 @@ def quiet_loggers() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET or logger.level < logging.WARNING:
             logger.setLevel(logging.WARNING)
+    # What it logs, with a traceback each time, it raises too, and the sender says once what that means.
+    database = logging.getLogger("mlflow.store.db.utils")
+    if database.level == logging.NOTSET:
+        database.setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
