@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from darkarc.config import Config
 from darkarc.tracking import start_run
 from darkarc.tuning import parse_study
-from darkarc.tuning.book import FINISHED, StudyBook
+from darkarc.tuning.book import FINISHED, StudyBook, TrialRecord
 from darkarc.tuning.population import position_of
 from darkarc.tuning.runs import TrialRuns
 
@@ -56,6 +57,7 @@ def test_a_member_s_curves_tell_once_what_it_was_trained_with(
             for number, (epochs, values, schedule) in enumerate(reports[:killed_after], start=1):
                 at = position_of(study, values)
                 book.report(0, epochs, checkpoint="", position=at, schedule=schedule)
+                runs.reported(0)
                 if number == sent:
                     runs._send_all()
             # A kill: nothing else is sent, and nobody ends the run.
@@ -78,3 +80,50 @@ def test_a_member_s_curves_tell_once_what_it_was_trained_with(
                 name = key.removeprefix("cfg.")
                 told = [point.value for point in sorted(history, key=lambda point: point.step)]
                 assert told == pytest.approx([OWN[name]] * 2 + [COPIED[name]] * 2), case
+
+
+class Store:
+    """A tracking store that counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*anything: Any, **more: Any) -> Any:
+            self.calls[name] += 1
+            return SimpleNamespace(info=SimpleNamespace(run_id=f"run-{self.calls[name]}", status="RUNNING"))
+
+        return call
+
+
+def test_a_result_costs_the_same_after_a_thousand_trials(
+    study_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush looks at the trials that have reported since the last one, not at all that there are."""
+    n, config, store = 1000, Config(), Store()
+    study = parse_study(study_tree(budget={"trials": n, "epochs": 2}), config)
+    monkeypatch.setattr("darkarc.tuning.runs.FLUSH_EVERY_S", 0.0)
+    monkeypatch.setattr(TrialRuns, "_log_costs", lambda self: None)
+    looked: list[int] = []
+    waiting = TrialRuns._waiting
+
+    def counted(self: TrialRuns, record: TrialRecord) -> list[dict[str, float]]:
+        looked.append(record.number)
+        return waiting(self, record)
+
+    monkeypatch.setattr(TrialRuns, "_waiting", counted)
+    with StudyBook(tmp_path / "book.jsonl", {}) as book:
+        runs = TrialRuns(config, study, book, SimpleNamespace(run_id="parent"))  # type: ignore[arg-type]  # enough
+        runs._client, runs._experiment = store, "1"  # type: ignore[assignment]  # it stands in
+        for number in range(n):
+            book.suggest(number, OWN, {})
+            runs.start(number)
+            for epoch in (1, 2):
+                book.report(number, rows(epoch), checkpoint="", end=(FINISHED, "all") if epoch == 2 else None)
+                runs.reported(number)
+                runs.flush()
+            runs.end(number)
+        assert Counter(looked) == dict.fromkeys(range(n), 3)
+        runs.finish(1.0)
+    assert store.calls["create_run"] == store.calls["set_terminated"] == n
+    assert not runs._sent, "of a run that is closed nothing is remembered"

@@ -10,6 +10,7 @@ A killed process leaves at most a truncated last line, which is dropped; any oth
 the line's CRC-32. Timestamps are part of a record, so that sending it twice writes one point.
 """
 
+import bisect
 import contextlib
 import json
 import logging
@@ -77,7 +78,8 @@ class Journal:
     def pending(self) -> list[Record]:
         """Records that the store has not acknowledged, oldest first."""
         with self._guard:
-            return [record for record in self.records if record.seq > self.acknowledged]
+            first = bisect.bisect_right(self.records, self.acknowledged, key=lambda record: record.seq)
+            return self.records[first:]
 
     def begin(self, *, run_id: str | None, **facts: Any) -> None:
         """Name the run that all records, also those already here, belong to from now on."""

@@ -45,6 +45,7 @@ class StudyCallback(LoggerCallback):
             schedule=result["schedule"],
             end=self._end(result),
         )
+        self._runs.reported(number)
         self._runs.flush()
 
     def log_trial_end(self, trial: "Trial", failed: bool = False) -> None:

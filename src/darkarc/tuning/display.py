@@ -13,6 +13,9 @@ from darkarc.tuning.study import Study
 from darkarc.tuning.winner import best_trial
 
 REFRESH_S = 0.5
+MOST_OF_THE_DRIVER = 0.02
+"""Share of the driver's time that showing a study may take."""
+
 SHOWN = 12
 
 
@@ -27,6 +30,7 @@ class StudyDisplay:
         self._console = Console(stderr=True)
         self._live = progress and self._console.is_terminal
         self._began = self._refreshed = time.monotonic()
+        self._pause_s = REFRESH_S
         self._done_before = sum(self._work(trial) for trial in book.trials.values())
         self._told = {trial.number for trial in book.trials.values() if trial.state}
         self._screen = Live(console=self._console, auto_refresh=False, transient=True)
@@ -43,16 +47,24 @@ class StudyDisplay:
             self._screen.stop()
 
     def refresh(self) -> None:
-        if not self._progress or time.monotonic() - self._refreshed < REFRESH_S:
+        """Show what is new, at most twice a second, and of thousands of trials less often: what is shown
+        of a study takes time with every trial that it has."""
+        began = time.monotonic()
+        if not self._progress or began - self._refreshed < self._pause_s:
             return
-        self._refreshed = time.monotonic()
         if self._live:
             self._screen.update(self.table(), refresh=True)
-            return
-        for trial in self._book.trials.values():
-            if trial.state and trial.number not in self._told:
-                self._told.add(trial.number)
-                print(f"{self._line(trial)}; {self.summary()}", file=sys.stderr, flush=True)
+        else:
+            self._tell()
+        self._refreshed = time.monotonic()
+        self._pause_s = max(REFRESH_S, (self._refreshed - began) / MOST_OF_THE_DRIVER)
+
+    def _tell(self) -> None:
+        ended = [t for t in self._book.trials.values() if t.state and t.number not in self._told]
+        summary = self.summary() if ended else ""
+        for trial in ended:
+            self._told.add(trial.number)
+            print(f"{self._line(trial)}; {summary}", file=sys.stderr, flush=True)
 
     def table(self) -> Table:
         """The last trials, running ones first, under a line that sums the study up."""

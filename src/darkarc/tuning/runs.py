@@ -40,6 +40,8 @@ class TrialRuns:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._statuses: dict[int, str] = {}
+        # Only trials of which something may wait are looked at: there may be thousands of others.
+        self._fresh = set(book.trials)
         self._sent: dict[int, dict[int, float]] = {}
         self._flushed = self._retry_at = 0.0
         self._told = False
@@ -47,6 +49,10 @@ class TrialRuns:
     def start(self, number: int) -> None:
         """Open the trial's run, or set it to RUNNING again."""
         self._attempt(lambda: self._open(number))
+
+    def reported(self, number: int) -> None:
+        """The book has new epochs of this trial: they are sent with the next flush."""
+        self._fresh.add(number)
 
     def end(self, number: int) -> None:
         """Close the run with its reason of stopping."""
@@ -118,6 +124,8 @@ class TrialRuns:
                 number = int(run.data.tags.get(TRIAL_TAG, -1))
                 if number in self._book.trials:
                     self._statuses[number] = run.info.status
+                    if self._book.trials[number].state and run.info.status in ("FINISHED", "FAILED"):
+                        self._fresh.discard(number)  # a run is closed when all its epochs are there
                     if self._book.trials[number].run_id != run.info.run_id:
                         self._book.name_run(number, run.info.run_id)
             token = page.token
@@ -166,11 +174,12 @@ class TrialRuns:
 
     def _send_all(self) -> None:
         self._flushed = time.monotonic()
-        for record in self._book.trials.values():
-            if self._waiting(record):
-                self._send(record)
+        for number in sorted(self._fresh):
+            self._send(self._book.trials[number])
 
     def _waiting(self, record: TrialRecord) -> list[dict[str, float]]:
+        if record.number not in self._fresh:
+            return []
         sent = self._sent.get(record.number, {})
         return [row for epoch, row in sorted(record.rows.items()) if sent.get(epoch) != row["time_ms"]]
 
@@ -178,6 +187,9 @@ class TrialRuns:
         from mlflow.entities import Metric
 
         rows = self._waiting(record)
+        if not rows:
+            self._fresh.discard(record.number)
+            return
         run_id = self._open(record.number) if record.number not in self._statuses else record.run_id
         client = self._connect()
         points = [
@@ -189,6 +201,7 @@ class TrialRuns:
         for first in range(0, len(points), MAX_METRICS):
             client.log_batch(run_id, metrics=points[first : first + MAX_METRICS])
         self._sent.setdefault(record.number, {}).update({int(row["epoch"]): row["time_ms"] for row in rows})
+        self._fresh.discard(record.number)
 
     def _mutated(self, record: TrialRecord, epoch: int) -> dict[str, float]:
         """Of a population: the parameters that an epoch was trained with, a choice by its place.
@@ -210,8 +223,7 @@ class TrialRuns:
 
         client = self._connect()
         record = self._book.trials[number]
-        if self._waiting(record):
-            self._send(record)
+        self._send(record)
         run_id = self._open(number) if number not in self._statuses else record.run_id
         status = {"": "KILLED", FAILED: "FAILED"}.get(record.state, "FINISHED")
         if self._statuses[number] == status:
@@ -221,6 +233,8 @@ class TrialRuns:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         client.set_terminated(run_id, status=status)
         self._statuses[number] = status
+        if record.state:
+            self._sent.pop(number, None)
 
     def _close_all(self) -> None:
         for number in self._book.trials:
