@@ -28,9 +28,13 @@ def finer(edges: Floats, log_joint: Floats, log_single: Floats) -> tuple[Floats,
     edges: (K+1,). log_joint: (R, K), up to a constant; the sum over the R rows is the joint density.
     log_single: (N, K) the lenses' own log-densities, up to a constant each.
     """
+    return refined(edges, log_joint, refinement(edges, log_joint, log_single))
+
+
+def refined(edges: Floats, log_joint: Floats, factor: int) -> tuple[Floats, Floats]:
+    """Edges (F+1,) and log-densities (R, F) with `factor` fine bins in each of the K bins of (R, K)."""
     from scipy.interpolate import Akima1DInterpolator
 
-    factor = _factor(edges, log_joint, log_single)
     if factor == 1:
         return edges, log_joint
     centres = 0.5 * (edges[1:] + edges[:-1])
@@ -43,8 +47,8 @@ def finer(edges: Floats, log_joint: Floats, log_single: Floats) -> tuple[Floats,
     return fine, interpolated
 
 
-def _factor(edges: Floats, log_joint: Floats, log_single: Floats) -> int:
-    """Fine bins in a bin; 1 where the bins are to stay."""
+def refinement(edges: Floats, log_joint: Floats, log_single: Floats) -> int:
+    """Fine bins in a bin that a joint posterior needs; 1 where the bins are to stay. As for `finer`."""
     widths = np.diff(edges)
     top = log_joint.max(axis=0)
     k = int(top.argmax())

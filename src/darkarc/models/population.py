@@ -1,7 +1,7 @@
 """Many lenses, one particle: the joint posterior of the axion mass."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -147,13 +147,16 @@ def join(
 
 
 def _check(errors: PopulationErrors) -> None:
-    for rho in (errors.correlation, *errors.correlation_at):
-        if not 0 <= rho <= 1:
-            raise PopulationError(f"correlation: expected a number in [0, 1], found {rho!r}")
-    masses, rhos = errors.correlation_mass, errors.correlation_at
-    if len(masses) != len(rhos) or any(a >= b for a, b in pairwise(masses)):
+    for rho in (errors.correlation, *chain.from_iterable(errors.correlation_at)):
+        if not 0 <= rho < np.inf:
+            raise PopulationError(f"correlation: expected a number from 0, found {rho!r}")
+    masses, sizes, rows = errors.correlation_mass, errors.correlation_size, errors.correlation_at
+    if any(a >= b for known in (masses, sizes) for a, b in pairwise(known)):
+        raise PopulationError(f"correlation: expected rising masses and sizes, found {masses} and {sizes}")
+    if len(rows) != len(masses) or any(len(row) != len(sizes) or not row for row in rows):
         raise PopulationError(
-            f"correlation_mass: expected {len(rhos)} rising masses, one a correlation, found {list(masses)}"
+            f"correlation_at: expected {len(masses)} rows of {len(sizes)} correlations, found "
+            f"{[len(row) for row in rows]}"
         )
 
 

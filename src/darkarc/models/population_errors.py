@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkarc.models.finer_grid import finer
+from darkarc.models.finer_grid import refined, refinement
 from darkarc.models.posterior import Posterior
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ CHOICE = 1.5
 """A population is drawn from so many times its number of lenses, those nearest to its mass."""
 LEAST_IMAGES = 200
 LEAST_LOGARITHM = -60.0
-GRID = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 61)])
+GRID = np.concatenate([[0.0], np.geomspace(1e-4, 20.0, 40)])
 NEIGHBOURS_DEX = 0.3
 """Pools count for rho(m) with weights that fall to nothing at this distance from m."""
 BELIEF = 2.0
@@ -48,15 +48,16 @@ class PopulationErrors:
     """What lenses of one mass have in common.
 
     correlation: rho, one for all masses. mass, read_as: the masses m and the g(m) that their lenses' product
-    would end at. correlation_mass, correlation_at: masses and rho(m) there, in their order; where they are
-    given they count and `correlation` does not.
+    would end at. correlation_mass (M,), correlation_size (S,), correlation_at (M rows of S): masses, numbers
+    of lenses and rho there; where they are given they count and `correlation` does not.
     """
 
     correlation: float = 0.0
     mass: tuple[float, ...] = ()
     read_as: tuple[float, ...] = ()
     correlation_mass: tuple[float, ...] = ()
-    correlation_at: tuple[float, ...] = ()
+    correlation_size: tuple[float, ...] = ()
+    correlation_at: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> "PopulationErrors":
@@ -66,18 +67,24 @@ class PopulationErrors:
             tuple(float(m) for m in known.get("mass", ())),
             tuple(float(m) for m in known.get("read_as", ())),
             tuple(float(m) for m in known.get("correlation_mass", ())),
-            tuple(float(rho) for rho in known.get("correlation_at", ())),
+            tuple(float(n) for n in known.get("correlation_size", ())),
+            tuple(tuple(float(rho) for rho in row) for row in known.get("correlation_at", ())),
         )
 
-    def correlations(self, mass: Floats) -> Floats:
-        """rho (K,) at masses (K,); beyond the first and the last mass known as there."""
+    def correlations(self, n: int, mass: Floats) -> Floats:
+        """rho (K,) of n lenses at masses (K,).
+
+        Interpolated along the mass and the logarithm of n; beyond the ends as there.
+        """
         if not self.correlation_mass:
             return np.full(len(mass), self.correlation)
-        return np.interp(mass, self.correlation_mass, self.correlation_at)
+        sizes = np.log(self.correlation_size)
+        of_n = [np.interp(np.log(n), sizes, row) for row in self.correlation_at]
+        return np.interp(mass, self.correlation_mass, of_n)
 
     def power(self, n: int, mass: Floats) -> Floats:
         """(K,) what the log-likelihood of n lenses is multiplied by at masses (K,)."""
-        return 1 / (1 + (n - 1) * self.correlations(mass))
+        return 1 / (1 + (n - 1) * self.correlations(n, mass))
 
     def read(self, centres: Floats, logarithm: Floats, n: int) -> Floats:
         """Log-likelihoods (..., K) at the bins' centres, read where n lenses of that mass would have them."""
@@ -111,53 +118,59 @@ def fit_correlation_of_pools(
     pools: Sequence[Posterior], masses: Floats, errors: PopulationErrors, seed: int
 ) -> float:
     """rho from pools of lenses, each of one mass: it makes the true masses of populations most probable."""
-    return float(GRID[_scores_of_pools(pools, masses, errors, seed).mean(axis=0).argmax()])
+    return float(GRID[_scores_of_pools(pools, masses, errors, seed).sum(axis=(0, 1)).argmax()])
 
 
-def fit_correlations_of_pools(
-    pools: Sequence[Posterior], masses: Floats, seed: int
-) -> tuple[float, list[float]]:
-    """rho for all masses together, and rho(m) at `masses`, from pools of lenses of one mass each.
+def fit_correlations_of_pools(pools: Sequence[Posterior], masses: Floats, seed: int) -> PopulationErrors:
+    """rho for all together, and rho at `masses` for each of `SIZES`, from pools of lenses of one mass each.
 
-    rho(m) makes the true masses of populations of m and its neighbours most probable. It is never taken for
-    less than the pools could tell from nothing: n lenses know their bias to a variance of 1/n, in units of a
-    lens's own, and k such numbers know a variance to sqrt(2/k) of it.
+    rho(m) of N lenses makes the true masses of populations of N at m and its neighbours most probable. It
+    depends on N where lenses differ: the more there are, the more the sharpest of them decide, whose common
+    error is the larger part of theirs. It is never taken for less than the pools could tell from nothing: n
+    lenses know their bias to a variance of 1/n, in units of a lens's own, and k such numbers know a variance
+    to sqrt(2/k) of it.
     """
     scores = _scores_of_pools(pools, masses, PopulationErrors(), seed)
-    common = float(GRID[scores.mean(axis=0).argmax()])
+    sizes = [size for size in SIZES if size <= min(len(pool) for pool in pools)]
+    common = GRID[scores.sum(axis=0).argmax(axis=1)][: len(sizes)]
     found = []
     for mass in masses:
         weight = np.maximum(1 - np.abs(masses - mass) / NEIGHBOURS_DEX, 0)
-        near = weight > 0
         alike = weight.sum() ** 2 / np.sum(weight**2)
-        lenses = min(len(pool) for pool, one in zip(pools, near, strict=True) if one)
+        lenses = min(len(pool) for pool, one in zip(pools, weight > 0, strict=True) if one)
         least = np.sqrt(2 / (alike + BELIEF)) / lenses
-        here = GRID[(weight @ scores).argmax()]
+        here = GRID[np.tensordot(weight, scores, 1).argmax(axis=1)][: len(sizes)]
         # Drawn together as logarithms: one pool far off would else decide for all.
-        logarithm = alike * np.log(max(here, least)) + BELIEF * np.log(max(common, least))
-        found.append(float(min(1.0, np.exp(logarithm / (alike + BELIEF)))))
-    return common, found
+        logarithm = alike * np.log(np.maximum(here, least)) + BELIEF * np.log(np.maximum(common, least))
+        found.append(tuple(float(rho) for rho in np.exp(logarithm / (alike + BELIEF))))
+    together = float(GRID[scores.sum(axis=(0, 1)).argmax()])
+    return PopulationErrors(
+        correlation=together,
+        correlation_mass=tuple(float(mass) for mass in masses),
+        correlation_size=tuple(float(size) for size in sizes),
+        correlation_at=tuple(found),
+    )
 
 
 def _scores_of_pools(
     pools: Sequence[Posterior], masses: Floats, errors: PopulationErrors, seed: int
 ) -> Floats:
-    """(M, G) log-density of a pool's mass in joint posteriors of its lenses, for each correlation.
+    """(M, S, G) log-density of a pool's mass in joint posteriors of its lenses, for each correlation.
 
-    The mean over populations of a size, summed over `SIZES`.
+    The mean over populations of each of `SIZES`; nought for those that a pool is too small for.
     """
     rng = np.random.default_rng(seed)
     drawn = -(-POPULATIONS // len(pools))
-    scores = np.zeros((len(pools), len(GRID)))
+    scores = np.zeros((len(pools), len(SIZES), len(GRID)))
     for row, (pool, mass) in enumerate(zip(pools, masses, strict=True)):
         logarithm = _logarithm(pool)
-        for size in SIZES:
+        for column, size in enumerate(SIZES):
             if size > len(pool):
                 continue
             for _ in range(drawn):
                 chosen = logarithm[rng.choice(len(pool), size, replace=False)]
                 read = errors.read(pool.centres, chosen, size)
-                scores[row] += _log_probability(pool.edges, read, float(mass)) / drawn
+                scores[row, column] += _log_probability(pool.edges, read, float(mass)) / drawn
     return scores
 
 
@@ -205,9 +218,10 @@ def _most_probable(grid: Posterior, draw: Callable[[int], tuple[Floats, float] |
 
 def _log_probability(edges: Floats, logarithms: Floats, mass: float) -> Floats:
     """(G,) log-density at the true mass of the joint posterior of lenses (N, K), for each correlation."""
-    fine, summed = finer(edges, logarithms.sum(axis=0, keepdims=True), logarithms)
+    summed = logarithms.sum(axis=0)
     power = 1 / (1 + (len(logarithms) - 1) * GRID)
-    joint = power[:, None] * (summed - summed.max())
+    factor = refinement(edges, summed[None], logarithms)
+    fine, joint = refined(edges, power[:, None] * (summed - summed.max()), factor)
     k = int(np.clip(np.searchsorted(fine, mass, side="right") - 1, 0, joint.shape[1] - 1))
     result: Floats = joint[:, k] - np.log(np.exp(joint) @ np.diff(fine))
     return result

@@ -122,7 +122,9 @@ def combine_files(
     found = {n: join(lenses.posterior[:n], **options) for n in steps}
     document = describe(lenses, found, share)
     median = found[len(lenses.names)].posterior.median
-    document["correlation"] = float(errors.correlations(median)[0]) if "correlation" in known else None
+    document["correlation"] = (
+        float(errors.correlations(len(lenses.names), median)[0]) if "correlation" in known else None
+    )
     if "correlation" not in known:
         document["notice"] = (
             "this regressor has no fitted correlation of errors: the interval of many lenses may be too "

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from darkarc.config import DEFAULT_TARGET, TARGET_CLASS, Config
 from darkarc.data.form import data_form
 from darkarc.data.store import Store
-from darkarc.models import Ensemble, PopulationErrors, Posterior, Regressor
-from darkarc.models.population_errors import KEY, fit_correlation, fit_correlation_of_pools
+from darkarc.models import Ensemble, Posterior, Regressor
+from darkarc.models.population_errors import KEY, fit_correlation, fit_correlations_of_pools
 from darkarc.simulation import draw_scenes, get_preset, render
 
 MASSES = 21
@@ -74,8 +74,14 @@ def _from_simulation(
         pools.append(regressor.predict(images.numpy(), target=DEFAULT_TARGET))
     # How masses are read (`fit_read_as`) is not corrected: measured, it changes within a tenth of a dex,
     # and shifting by its interpolation made populations of light particles worse.
-    correlation = fit_correlation_of_pools(pools, masses, PopulationErrors(), config.seed)
-    return {"correlation": correlation, "n": lenses * MASSES}
+    errors = fit_correlations_of_pools(pools, masses, seed)
+    return {
+        "correlation": errors.correlation,
+        "correlation_mass": list(errors.correlation_mass),
+        "correlation_size": list(errors.correlation_size),
+        "correlation_at": [list(row) for row in errors.correlation_at],
+        "n": lenses * MASSES,
+    }
 
 
 def _from_calibration(config: Config, regressor: Regressor | Ensemble, prepared: Store) -> dict[str, Any]:
