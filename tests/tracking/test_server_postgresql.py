@@ -74,10 +74,31 @@ def _binary(name: str) -> str:
     return path
 
 
+@dataclass
+class Postgres:
+    """A PostgreSQL that listens on the loopback and asks for a password."""
+
+    url: str
+    command: list[str]
+    owner: dict[str, Any]
+    folder: Path
+    process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, cwd=self.folder, **self.owner
+            )
+
+    def stop(self, how: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(how)
+        self.process.wait(60)
+
+
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """URL of a PostgreSQL that listens on the loopback and asks for a password."""
-    initdb, postgres = _binary("initdb"), _binary("postgres")
+def postgres() -> Iterator[Postgres]:
+    initdb, binary = _binary("initdb"), _binary("postgres")
     # It refuses to run as root, and a user `postgres` cannot enter pytest's folders.
     owner: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
     folder = Path(tempfile.mkdtemp(prefix="darkarc-postgresql-"))
@@ -90,19 +111,23 @@ def database() -> Iterator[str]:
         make += ["--locale=C", f"--pwfile={folder / 'password'}"]
         subprocess.run(make, check=True, capture_output=True, cwd=folder, **owner)
         port = _free_port()
-        run = [postgres, "-D", str(folder / "data"), "-p", str(port), "-k", str(folder)]
+        run = [binary, "-D", str(folder / "data"), "-p", str(port), "-k", str(folder)]
         run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(run, stdout=log, stderr=log, cwd=folder, **owner)
+        server = Postgres(f"postgresql://mlflow:p%25ss%2Fword@127.0.0.1:{port}", run, owner, folder)
+        server.start()
         try:
-            yield _new_database(
-                f"postgresql://mlflow:p%25ss%2Fword@127.0.0.1:{port}", process, folder / "log"
-            )
+            yield server
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once, with all connections
-            process.wait(30)
+            server.stop(signal.SIGQUIT)  # at once, with all connections
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def database(postgres: Postgres) -> str:
+    """URL of an empty database on it."""
+    assert postgres.process is not None
+    return _new_database(postgres.url, postgres.process, postgres.folder / "log")
 
 
 def _new_database(server: str, process: subprocess.Popen, log: Path) -> str:
@@ -183,34 +208,52 @@ class _Warnings(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def _work(number: int, together: Barrier, out: str) -> None:
+def _work(number: int, together: Barrier, out: str, steps: int = STEPS, pause_s: float = 0.0) -> None:
     """One worker's run; what it was warned of goes to the file `out`."""
     warned = _Warnings()
     logging.getLogger("darkarc").addHandler(warned)
-    settings = config.parse({"seed": number, "tracking": {"system_metrics": False, "patience_s": 60}})
+    settings = config.parse({"seed": number, "tracking": {"system_metrics": False, "patience_s": 120}})
     Path(f"note-{number}.txt").write_text(f"worker {number}\n" * 1000)
-    together.wait(60)  # so that all of them find no experiment, and create it
+    together.wait(240)  # so that all of them find no experiment, and create it
     with start_run(settings, name=f"worker {number}", journal=Path(f"{number}.jsonl")) as tracker:
         run_id = tracker.run_id
-        for step in range(STEPS):
-            tracker.log_metrics({"loss": number + 1 / (1 + step), "coverage": step / STEPS}, step)
+        for step in range(steps):
+            tracker.log_metrics({"loss": number + 1 / (1 + step), "coverage": step / steps}, step)
+            time.sleep(pause_s)
         tracker.set_tags({"worker": number})
         tracker.log_artifact(f"note-{number}.txt", "notes")
-    Path(out).write_text(json.dumps({"run_id": run_id, "warnings": warned.messages}))
+    Path(out).write_text(json.dumps({"run_id": run_id, "token": tracker.token, "warnings": warned.messages}))
 
 
-def test_four_workers_log_at_once_and_nothing_is_missing(as_user: Path, running: Running):
+@contextlib.contextmanager
+def _at_work(*arguments: Any) -> Iterator[list[dict[str, Any]]]:
+    """Workers that log at once; after the block, which they outlive, what each of them reports."""
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(WORKERS)
     workers = [
-        context.Process(target=_work, args=(number, together, f"{number}.json")) for number in range(WORKERS)
+        context.Process(target=_work, args=(number, together, f"{number}.json", *arguments))
+        for number in range(WORKERS)
     ]
     for worker in workers:
         worker.start()
+    told: list[dict[str, Any]] = []
+    yield told
     for worker in workers:
         worker.join(400)
     assert [worker.exitcode for worker in workers] == [0] * WORKERS
-    told = [json.loads(Path(f"{number}.json").read_text()) for number in range(WORKERS)]
+    told += [json.loads(Path(f"{number}.json").read_text()) for number in range(WORKERS)]
+
+
+def _assert_curves(client: Any, number: int, run_id: str, steps: int) -> None:
+    loss = client.get_metric_history(run_id, "loss")
+    assert [(p.step, p.value) for p in loss] == [(s, number + 1 / (1 + s)) for s in range(steps)]
+    coverage = client.get_metric_history(run_id, "coverage")
+    assert [(p.step, p.value) for p in coverage] == [(s, s / steps) for s in range(steps)]
+
+
+def test_four_workers_log_at_once_and_nothing_is_missing(as_user: Path, running: Running):
+    with _at_work() as told:
+        pass
     assert [report["warnings"] for report in told] == [[]] * WORKERS
 
     client = open_client()
@@ -222,15 +265,49 @@ def test_four_workers_log_at_once_and_nothing_is_missing(as_user: Path, running:
         assert run.info.status == "FINISHED"
         assert run.data.tags["worker"] == str(number)
         assert run.data.params["cfg.seed"] == str(number)
-        loss = client.get_metric_history(run.info.run_id, "loss")
-        assert [(p.step, p.value) for p in loss] == [(s, number + 1 / (1 + s)) for s in range(STEPS)]
-        coverage = client.get_metric_history(run.info.run_id, "coverage")
-        assert [(p.step, p.value) for p in coverage] == [(s, s / STEPS) for s in range(STEPS)]
+        _assert_curves(client, number, run.info.run_id, STEPS)
         # Artifacts go through the server, to its own folder: a client needs no key to their storage.
         (kept,) = (running.home / "artifacts").rglob(f"note-{number}.txt")
         assert kept.read_text() == Path(f"note-{number}.txt").read_text()
         found = client.download_artifacts(run.info.run_id, f"notes/note-{number}.txt", str(as_user))
         assert Path(found).read_text() == kept.read_text()
+
+
+@pytest.mark.drill
+def test_a_database_restarted_under_load_loses_and_doubles_nothing(
+    as_user: Path, running: Running, postgres: Postgres
+):
+    """Two restarts while four workers log: at once with all connections, as after a crash, and asked to."""
+    steps, restarts = 300, 0
+    with _at_work(steps, 0.1) as told:
+        for at_step, how in ((40, signal.SIGQUIT), (150, signal.SIGINT)):
+            ends_at = time.monotonic() + 300
+            while min(_recorded(number) for number in range(WORKERS)) < at_step:
+                assert time.monotonic() < ends_at, "the workers do not log"
+                time.sleep(0.1)
+            assert min(_recorded(number) for number in range(WORKERS)) < steps - 20, "too late to disturb"
+            postgres.stop(how)
+            time.sleep(3)
+            postgres.start()
+            restarts += 1
+    assert restarts == 2
+    assert any("does not take records" in line for report in told for line in report["warnings"])
+    assert not any("refuses to record" in line for report in told for line in report["warnings"])
+    client = open_client()
+    for number, report in enumerate(told):
+        run = client.get_run(report["run_id"])
+        same = client.search_runs([run.info.experiment_id], f"tags.`darkarc.journal` = '{report['token']}'")
+        assert len(same) == 1
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["worker"] == str(number)
+        assert "darkarc.refused" not in run.data.tags
+        _assert_curves(client, number, report["run_id"], steps)
+
+
+def _recorded(number: int) -> int:
+    """Steps in a worker's journal so far."""
+    journal = Path(f"{number}.jsonl")
+    return journal.read_text().count('"kind":"metrics"') if journal.exists() else 0
 
 
 def test_a_study_logs_to_it(as_user: Path, running: Running):
