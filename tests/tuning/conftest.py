@@ -1,5 +1,6 @@
 """A tiny prepared store, a configuration that trains on it in a blink, and one Ray for all tests."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,9 +110,23 @@ def _again(start: Callable[..., Any], **options: Any) -> Any:
                 raise
 
 
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without a run: to make it takes seconds, to copy it none."""
+    from darkarc.tracking.location import tracking_uri
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        tracking_uri()
+    assert not path.with_name("mlflow.db-wal").exists(), "all of it is in the one file"
+    return path
+
+
 @pytest.fixture
-def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def tracked(tmp_path: Path, fresh_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An MLflow database of the test's own."""
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)

@@ -1,5 +1,6 @@
 """Every algorithm and every scheduler runs a real study: real training, Ray's workers, MLflow."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ Tree = Callable[..., dict[str, Any]]
 TWO = {"val_calibration": "min", "million_parameters": "min"}
 CHOICES = {"train.dihedral": {"choice": ["none", "flips"]}, "model.dropout": {"choice": [0.0, 0.2]}}
 
+CONDITIONAL = {
+    "train.policy": {"choice": ["one_cycle", "plateau"]},
+    "train.warmup": {"uniform": [0.0, 0.5], "when": {"train.policy": "one_cycle"}},
+}
+
 STUDIES: dict[str, dict[str, Any]] = {
     "random": {},
     "grid": {"algorithm": "grid", "space": CHOICES, "budget": {"trials": 4, "epochs": 1}},
@@ -24,15 +30,23 @@ STUDIES: dict[str, dict[str, Any]] = {
         "space": {"model.dropout": {"uniform": [0, 0.5]}},
         "budget": {"trials": 2, "epochs": 1},
     },
-    "tpe": {"algorithm": {"name": "tpe", "startup_trials": 2}, "points": [{"train.learning_rate": 1e-2}]},
-    "gp": {"algorithm": {"name": "gp", "startup_trials": 2}},
+    "tpe": {
+        "algorithm": {"name": "tpe", "startup_trials": 2},
+        "points": [{"train.policy": "plateau"}],
+        "space": CONDITIONAL,
+    },
+    "gp": {"algorithm": {"name": "gp", "startup_trials": 2}, "space": CONDITIONAL},
     "cmaes": {"algorithm": {"name": "cmaes", "startup_trials": 1}},
     "nsga2": {
         "algorithm": {"name": "nsga2", "population": 2},
         "objectives": TWO,
         "space": {"model.width": {"uniform": [0.3, 0.6]}, "model.dropout": {"uniform": [0, 0.3]}},
     },
-    "asha": {"scheduler": {"name": "asha", "reduction": 2}, "budget": {"trials": 4, "epochs": 4}},
+    "asha": {
+        "scheduler": {"name": "asha", "grace_epochs": 2, "reduction": 2},
+        "budget": {"trials": 4, "epochs": 5},
+        "report_epochs": 2,
+    },
     "hyperband": {"scheduler": {"name": "hyperband", "reduction": 2}, "budget": {"trials": 4, "epochs": 3}},
     "median": {"scheduler": {"name": "median", "samples": 1}, "budget": {"trials": 4, "epochs": 3}},
     "tpe with hyperband": {
@@ -69,6 +83,11 @@ def test_a_study_runs(
     if tree.get("scheduler", "none") in ("none", "pbt", "pb2"):
         assert result.finished == n
         assert result.epochs >= n * tree["budget"]["epochs"]
+    if name != "random":  # without a scheduler reports are a second apart
+        records = [json.loads(line) for book in tmp_path.glob("*/book.jsonl") for line in book.open()]
+        reports = [record["body"] for record in records if record.get("kind") == "report"]
+        every, last = tree.get("report_epochs", 1), tree["budget"]["epochs"]
+        assert reports and all(body["epoch"] % every == 0 or body["epoch"] == last for body in reports)
     client = MlflowClient(tracked)
     assert result.run_id is not None
     parent = client.get_run(result.run_id)

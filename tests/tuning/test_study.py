@@ -176,6 +176,14 @@ WHEN = {
         ({"scheduler": "asha", "budget": {"trials": 4, "epochs": 1}}, "asha compares epochs"),
         ({"scheduler": {"name": "asha", "grace_epochs": 2}}, "leaves nothing of 2 epochs to stop"),
         ({"scheduler": "asha", "report_epochs": 2}, "nothing to decide on within 2 epochs"),
+        (
+            {
+                "scheduler": {"name": "asha", "grace_epochs": 3},
+                "report_epochs": 2,
+                "budget": {"trials": 4, "epochs": 6},
+            },
+            "asha decides first after 3, .* every 2 epochs .* make it a multiple",
+        ),
         ({"scheduler": "asha", "objectives": {"train_seconds": "min"}}, "cannot compare trials by a cost"),
         (
             {"scheduler": "hyperband", "budget": {"trials": 4, "epochs": 3, "seconds": 9}},

@@ -87,6 +87,11 @@ def _pruning(study: Study, config: Config) -> Iterator[str]:
             f"report_epochs: {study.report_epochs} gives {name} nothing to decide on within {epochs} epochs; "
             "make it smaller"
         )
+    if name == "asha" and study.scheduler.grace_epochs % study.report_epochs:
+        yield (
+            f"scheduler.grace_epochs: asha decides first after {study.scheduler.grace_epochs}, and trials "
+            f"report every {study.report_epochs} epochs (report_epochs); make it a multiple of that"
+        )
     if name == "hyperband" and study.budget.seconds is not None:
         yield (
             "budget.seconds: hyperband holds trials back until a whole rung is there, so that a time limit "
