@@ -9,6 +9,7 @@ from darkarc.models.population_errors import (
     PopulationErrors,
     fit_correlation,
     fit_correlation_of_pools,
+    fit_correlations_of_pools,
     fit_read_as,
 )
 from darkarc.models.posterior import Posterior
@@ -180,8 +181,13 @@ def test_correlated_errors_widen_a_population_to_its_design_effect():
     assert joint.std[0] == pytest.approx(0.1 * np.sqrt((1 + 49 * 0.1) / 50), rel=1e-2)
     one = combine(lenses[:1], errors=PopulationErrors(0.1))
     np.testing.assert_allclose(one.density, lenses[:1].density, rtol=1e-12, atol=1e-300)
-    with pytest.raises(PopulationError, match="correlation"):
-        combine(lenses, errors=PopulationErrors(1.5))
+    for wrong in (
+        PopulationErrors(-0.5),
+        PopulationErrors(0.1, (), (), (-23.0,), (3.0,), ((0.1, 0.2),)),
+        PopulationErrors(0.1, (), (), (-23.0, -23.5), (3.0,), ((0.1,), (0.1,))),
+    ):
+        with pytest.raises(PopulationError, match="correlation"):
+            combine(lenses, errors=wrong)
 
 
 @pytest.mark.parametrize(("common", "low", "high"), [(0.0, 0.0, 0.01), (0.3, 0.15, 0.5)])
@@ -246,3 +252,77 @@ def test_pools_of_one_mass_mend_a_bias_that_changes_with_the_mass():
     assert np.mean(inside["mended"]) > 0.88
     one = lenses(-23.0, 1, rng)
     np.testing.assert_allclose(combine(one, errors=mended).density, one.density, rtol=1e-12, atol=1e-300)
+
+
+def test_a_joint_posterior_narrower_than_a_bin_is_resolved():
+    sigma, n = 0.01, 400
+    means = np.random.default_rng(9).normal(-23.0007, sigma, n)
+    joint = combine(gaussians(means, sigma))
+    assert len(joint.edges) > len(EDGES)
+    assert joint.std[0] == pytest.approx(sigma / np.sqrt(n), rel=0.05)
+    assert sigma / np.sqrt(n) < WIDTHS[0] / 7
+    assert joint.mean[0] == pytest.approx(means.mean(), abs=0.1 * sigma / np.sqrt(n))
+
+
+def test_what_the_bins_do_not_tell_is_not_invented():
+    # Lenses narrower than a bin: where in it the mass lies, nobody knows.
+    inside = combine(gaussians(np.full(20, CENTRES[200]), 0.0007))
+    np.testing.assert_array_equal(inside.edges, EDGES)
+    # Lower limits: the product's top is the plateau at the end of the prior.
+    density = 1 / (1 + np.exp(-(CENTRES + 22.4) / 0.05))
+    density /= density @ WIDTHS
+    limits = Posterior(EDGES, np.tile(density, (50, 1)), np.tile([1.0, 0, 0], (50, 1)), DEFAULT_TARGET)
+    joint = combine(limits)
+    np.testing.assert_array_equal(joint.edges, EDGES)
+    assert joint.interval(0.95)[0, 1] > -22.02
+    # Pits of no density, such as underflow leaves, do not become peaks beside them.
+    lenses = gaussians(np.full(30, -22.6), 0.03)
+    pitted = lenses.density.copy()
+    pitted[::3, 100:400:7] = 0.0
+    pitted[1::3, 103:400:11] = 0.0
+    pitted[:, 340:380] = lenses.density[:, 340:380]
+    pitted /= (pitted @ WIDTHS)[:, None]
+    joint = combine(
+        Posterior(EDGES, pitted, lenses.class_probability, DEFAULT_TARGET), errors=PopulationErrors(0.1)
+    )
+    assert len(joint.edges) > len(EDGES)
+    low, high = joint.interval(0.95)[0]
+    assert low < -22.6 < high and high - low < 0.06
+
+
+def test_a_correlation_along_the_mass_gives_each_mass_its_own_width():
+    """A bias that every lens of a mass shares, in closed form N(0, rho sigma^2): little at low masses, much
+    at high ones. One rho for all is too wide for the first and too narrow for the second."""
+    sigma, lenses = 0.05, 130
+    masses = np.linspace(-23.9, -22.1, 31)
+
+    def pool(mass, n, rng):
+        rho = 0.005 if mass < -23.0 else 0.3
+        bias = rng.normal(0, sigma * np.sqrt(rho))
+        return gaussians(mass + bias + rng.normal(0, sigma * np.sqrt(1 - rho), n), sigma)
+
+    rng = np.random.default_rng(10)
+    errors = fit_correlations_of_pools([pool(mass, lenses, rng) for mass in masses], masses, 0)
+    again = PopulationErrors.of(
+        {
+            "correlation": errors.correlation,
+            "correlation_mass": list(errors.correlation_mass),
+            "correlation_size": list(errors.correlation_size),
+            "correlation_at": [list(row) for row in errors.correlation_at],
+        }
+    )
+    assert again == errors
+    low, high = errors.correlations(100, np.array([-23.6, -22.4]))
+    assert low < 0.05 and 0.1 < high < 0.9
+    inside = {"low": [], "high": []}
+    for _ in range(160):
+        for name, (a, b) in {"low": (-23.8, -23.3), "high": (-22.7, -22.3)}.items():
+            mass = rng.uniform(a, b)
+            joint = combine(pool(mass, 100, rng), errors=errors)
+            inside[name].append(
+                [lo <= mass <= hi for lo, hi in (joint.interval(0.68)[0], joint.interval(0.95)[0])]
+            )
+    for name, seen in inside.items():
+        at_68, at_95 = np.mean(seen, axis=0)
+        assert 0.58 < at_68 < 0.86, name
+        assert at_95 > 0.89, name

@@ -20,6 +20,8 @@ RESOLVED = 4.0
 """Largest second difference of a lens's log-density between bins, that of a Gaussian of half a bin."""
 LEAST_LOGARITHM = -40.0
 """Below the maximum."""
+DEEPEST = 1000.0
+"""So far below the maximum a logarithm may be minus infinity as well."""
 
 
 def finer(edges: Floats, log_joint: Floats, log_single: Floats) -> tuple[Floats, Floats]:
@@ -40,10 +42,12 @@ def refined(edges: Floats, log_joint: Floats, factor: int) -> tuple[Floats, Floa
     centres = 0.5 * (edges[1:] + edges[:-1])
     fine = np.linspace(edges[0], edges[-1], factor * len(centres) + 1)
     # Half a bin at either end keeps the last value. Beside pits as deep as a density of nought even Akima's
-    # spline would swing.
+    # spline would swing; what it takes of the peak, two bins to either side, is left.
     places = np.clip(0.5 * (fine[1:] + fine[:-1]), centres[0], centres[-1])
-    bounded = np.maximum(log_joint, log_joint.max() + LEAST_LOGARITHM)
-    interpolated: Floats = Akima1DInterpolator(centres, bounded, axis=1, method="makima")(places)
+    k = int(log_joint.max(axis=0).argmax())
+    bends = -np.diff(np.maximum(log_joint[:, k - 1 : k + 2], log_joint.max() - DEEPEST), 2, axis=1)
+    bounded = np.maximum(log_joint, log_joint.max() + LEAST_LOGARITHM - 5 * np.maximum(bends, 0))
+    interpolated: Floats = Akima1DInterpolator(centres, bounded, axis=1)(places)
     return fine, interpolated
 
 
@@ -63,7 +67,7 @@ def refinement(edges: Floats, log_joint: Floats, log_single: Floats) -> int:
     weight /= weight.sum()
     middle = 0.5 * (edges[1:] + edges[:-1])
     sigma = float(np.sqrt(weight @ (middle - weight @ middle) ** 2 + widths[0] ** 2 / 12))
-    bend = -float(np.diff(np.maximum(top[near], top[k] + LEAST_LOGARITHM), 2)[0])
+    bend = -float(np.diff(np.maximum(top[near], top[k] - DEEPEST), 2)[0])
     if bend > 0:
         sigma = min(sigma, float(widths[0] / np.sqrt(bend)))
     factor = 1

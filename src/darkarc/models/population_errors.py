@@ -34,6 +34,9 @@ WINDOW_DEX = 0.15
 """Lenses of one population differ from its mass by this at most, where their masses differ at all."""
 CHOICE = 1.5
 """A population is drawn from so many times its number of lenses, those nearest to its mass."""
+FAR_OFF = 8.0
+"""In the score of a correlation a truth is never further out than where the density is exp(-8) of its maximum
+(four standard deviations): the few masses with the worst bias do not widen the answers at all others."""
 LEAST_IMAGES = 200
 LEAST_LOGARITHM = -60.0
 GRID = np.concatenate([[0.0], np.geomspace(1e-4, 20.0, 40)])
@@ -223,5 +226,5 @@ def _log_probability(edges: Floats, logarithms: Floats, mass: float) -> Floats:
     factor = refinement(edges, summed[None], logarithms)
     fine, joint = refined(edges, power[:, None] * (summed - summed.max()), factor)
     k = int(np.clip(np.searchsorted(fine, mass, side="right") - 1, 0, joint.shape[1] - 1))
-    result: Floats = joint[:, k] - np.log(np.exp(joint) @ np.diff(fine))
+    result: Floats = np.maximum(joint[:, k], -FAR_OFF) - np.log(np.exp(joint) @ np.diff(fine))
     return result

@@ -1,13 +1,14 @@
 """After training: what the errors on lenses of one mass have in common, from lenses training never saw."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET, TARGET_CLASS, Config
-from darkarc.data.form import data_form
+from darkarc.data.form import DataForm, data_form
 from darkarc.data.store import Store
 from darkarc.models import Ensemble, Posterior, Regressor
 from darkarc.models.population_errors import KEY, fit_correlation, fit_correlations_of_pools
@@ -50,26 +51,41 @@ def _from_simulation(
     lenses = min(axions // MASSES, MOST_LENSES)
     if form.preset is None or form.noise is None or lenses < LEAST_LENSES:
         return None
-    preset = get_preset(form.preset)
-    if preset.instrument.shape != tuple(regressor.shape):
+    if get_preset(form.preset).instrument.shape != tuple(regressor.shape):
         return None
-    low, high = config.targets[DEFAULT_TARGET]
-    margin = (high - low) / (2 * MASSES)
-    masses = np.linspace(low + margin, high - margin, MASSES)
     # Numbers of their own, far beyond those of any data set.
-    seed = config.seed + 2**40
+    return errors_of_simulated(
+        regressor,
+        DataForm(form.preset, form.noise, form.distances or "deeplense"),
+        prior=config.targets[DEFAULT_TARGET],
+        lenses=lenses,
+        seed=config.seed + 2**40,
+    )
+
+
+class Answering(Protocol):
+    """What answers images: a regressor, an ensemble, an exported one."""
+
+    def predict(self, images: NDArray[Any], *, target: str | None = None) -> Posterior: ...
+
+
+def errors_of_simulated(
+    regressor: Answering, form: DataForm, *, prior: tuple[float, float], lenses: int, seed: int
+) -> dict[str, Any]:
+    """What `statistics["population"]` holds of common errors, from `lenses` simulated at each of `MASSES`.
+
+    form: which images, with nothing unknown. prior: range of log10 of the mass in eV.
+    """
+    assert form.preset is not None and form.noise is not None and form.distances is not None
+    margin = (prior[1] - prior[0]) / (2 * MASSES)
+    masses = np.linspace(prior[0] + margin, prior[1] - margin, MASSES)
     pools: list[Posterior] = []
     for k, mass in enumerate(masses):
         numbers = np.arange(k * lenses, (k + 1) * lenses)
-        scenes = draw_scenes(preset, "axion", seed, numbers)
+        scenes = draw_scenes(form.preset, "axion", seed, numbers)
         scenes.log10_mass_ev[:] = mass
         images = render(
-            preset,
-            scenes,
-            noise=form.noise,
-            distances=form.distances or "deeplense",
-            seed=seed,
-            indices=numbers,
+            form.preset, scenes, noise=form.noise, distances=form.distances, seed=seed, indices=numbers
         )
         pools.append(regressor.predict(images.numpy(), target=DEFAULT_TARGET))
     # How masses are read (`fit_read_as`) is not corrected: measured, it changes within a tenth of a dex,
