@@ -1,22 +1,26 @@
 """A tracking server on the loopback that goes away during a run and comes back."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from benchmarks.faults import VERBS, contents, environment, run_to_its_end, start_project
 from darkarc import config
 from darkarc.tracking import TrackingError, open_client, start_run
 from darkarc.tracking.registration import register_onnx
@@ -98,6 +102,69 @@ def test_training_outlives_its_server(
         example = np.ones((1, 1, 8, 8), np.float32)
         version = register_onnx(path, name="axion", run_id=run_id, input_example=example)
         assert download_model(version.uri).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1500)
+def test_a_training_whose_server_is_gone_for_good_ends_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The real stage: the same weights, and the next run of the project sends its curves exactly once."""
+    calm, alone = tmp_path / "calm", tmp_path / "alone"
+    start_project(calm)
+    for verb in ("simulate", "prepare"):
+        run_to_its_end(calm, VERBS[verb].arguments)
+    shutil.copytree(calm, alone)
+    training = ("train", "-S", "train.epochs=8", "-S", "tracking.patience_s=1")
+    run_to_its_end(calm, training)
+
+    port, log = _free_port(), tmp_path / "server.log"
+    served = tmp_path / "served"
+    served.mkdir()
+    uri = f"http://127.0.0.1:{port}"
+    with _server(served, port, log):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "darkarc", *training, "--quiet"],
+            cwd=alone,
+            env=environment(alone) | {"MLFLOW_TRACKING_URI": uri},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not _points(served / "mlflow.db", "val_loss"):
+            assert process.poll() is None, "the training was over before its server could go"
+            time.sleep(0.02)
+    told = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, told
+    assert "does not take records" in told and "Traceback" not in told
+    assert contents(alone, ("data/trained",)) == contents(calm, ("data/trained",))
+    before = _points(served / "mlflow.db", "val_loss")
+    assert 0 < len(before) < 8
+    assert list((alone / ".darkarc/unsent").iterdir())
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("DVC_ROOT", str(alone))
+    monkeypatch.chdir(alone)
+    settings = config.parse({"tracking": {"system_metrics": False, "patience_s": 60}})
+    with _server(served, port, log):
+        for number in range(2):  # the second finds nothing left to send
+            with start_run(settings, name="next", journal=f"next-{number}.jsonl"):
+                pass
+        client = open_client()
+        (trained,) = client.search_runs(["1"], "attributes.run_name = 'train'")
+        history = client.get_metric_history(trained.info.run_id, "val_loss")
+        assert trained.info.status == "FINISHED"
+    with (alone / "reports/history.csv").open() as file:
+        expected = [(int(row["epoch"]), float(row["val_loss"])) for row in csv.DictReader(file)]
+    assert [(p.step, p.value) for p in history] == expected
+    assert len(_points(served / "mlflow.db", "val_loss")) == len(expected) == 8
+    assert not list((alone / ".darkarc/unsent").iterdir())
+
+
+def _points(database: Path, key: str) -> list[tuple[int, float]]:
+    """Rows of a curve in a server's database; none while there is no table."""
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(database)) as connection:
+        return connection.execute("SELECT step, value FROM metrics WHERE key = ?", (key,)).fetchall()
+    return []
 
 
 def test_the_ui_answers_to_its_own_name_only(project: Path, tmp_path: Path):
