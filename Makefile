@@ -4,10 +4,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# Nothing phones home: DVC's analytics, MLflow's telemetry, Ray's usage statistics.
+# Nothing phones home: DVC's analytics, MLflow's and ONNX Runtime's telemetry, Ray's usage statistics.
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+export ORT_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 # What the tests of other versions run: everything but the long ones and the formatting.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import VERBS, command, environment, start_project
+from benchmarks.faults import PROJECT, VERBS, command, environment, start_project
 from tests.watch import Watch
 
 
@@ -96,6 +96,22 @@ def test_what_python_does_not_see_is_seen_from_below(script, expected, tmp_path)
     run(script, watch, **everywhere(watch))
     assert [(entry["event"], entry["what"]) for entry in watch.away()] == expected
     assert any(name.startswith("python") for name in watch.programs())
+
+
+def test_onnx_runtime_prepares_no_telemetry(tmp_path: Path) -> None:
+    """It keeps what it will send in a database below the home folder, made with the first session."""
+    model = next((PROJECT / "models").glob("*.onnx"))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "DO_NOT_TRACK", "XDG_", "CI"))}
+    script = f"import darkarc; darkarc.load({str(model)!r})"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=kept | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name] == []
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ The public interface; each name is imported when it is first used:
 - `combine(posterior)`: one particle mass behind many lenses.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from darkarc.simulation import simulate
 
 __all__ = ["Posterior", "combine", "load", "simulate"]
+
+# ONNX Runtime sends usage statistics to its makers, on Linux too, unless this is there before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {"Posterior": "models", "combine": "models", "load": "serving", "simulate": "simulation"}
 

@@ -232,6 +232,7 @@ def test_ports_in_use_are_named():
         ({"MLFLOW_DISABLE_TELEMETRY": "False"}, WRONG, "unset MLFLOW_DISABLE_TELEMETRY"),
         ({"RAY_USAGE_STATS_ENABLED": "1"}, WRONG, "makers of Ray"),
         ({"DVC_NO_ANALYTICS": "false"}, WRONG, "makers of DVC"),
+        ({"ORT_DISABLE_TELEMETRY": "0"}, WRONG, "makers of ONNX Runtime"),
         ({}, NOTE, "typed by hand"),
         ({"MLFLOW_DISABLE_TELEMETRY": "true"}, OK, "off"),
     ],

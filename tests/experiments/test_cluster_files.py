@@ -76,9 +76,10 @@ def test_nobody_gets_in_without_the_token(name: str):
         ["bash", "-c", f". {EXPERIMENTS / 'node.sh'}; env"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert "RAY_AUTH_MODE=token" in exported
-    assert {"RAY_USAGE_STATS_ENABLED=0", "DVC_NO_ANALYTICS=1", "MLFLOW_DISABLE_TELEMETRY=true"} <= set(
-        exported
+    quiet = (
+        "RAY_USAGE_STATS_ENABLED=0 DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true ORT_DISABLE_TELEMETRY=1"
     )
+    assert {*quiet.split(), "ORT_DISABLE_TELEMETRY=1"} <= set(exported)
     assert "0.0.0.0" not in (EXPERIMENTS / name).read_text()
 
 

@@ -9,6 +9,7 @@ from darkarc.doctor.findings import NOTE, OK, WRONG, Finding, Findings
 OFF = {
     # variable: (values that switch the sending on, whose makers it goes to)
     "MLFLOW_DISABLE_TELEMETRY": (("false", "0"), "MLflow"),
+    "ORT_DISABLE_TELEMETRY": (("0", "false"), "ONNX Runtime"),
     "RAY_USAGE_STATS_ENABLED": (("1",), "Ray"),
     "DVC_NO_ANALYTICS": (("0", "false"), "DVC"),
 }
@@ -28,7 +29,10 @@ def check_phoning_home(root: Path, environment: Mapping[str, str]) -> Findings:
         found.append(Finding("phoning home", WRONG, said, "dvc config core.analytics false"))
     if not found and environment.get("MLFLOW_DISABLE_TELEMETRY", "").strip().lower() not in TRUE:
         said = "off in darkarc's commands and in `make`; `mlflow` or `ray` typed by hand still send"
-        remedy = "export DO_NOT_TRACK=true MLFLOW_DISABLE_TELEMETRY=true RAY_USAGE_STATS_ENABLED=0"
+        remedy = (
+            "export DO_NOT_TRACK=true MLFLOW_DISABLE_TELEMETRY=true ORT_DISABLE_TELEMETRY=1 "
+            "RAY_USAGE_STATS_ENABLED=0"
+        )
         found.append(Finding("phoning home", NOTE, said, remedy))
     yield from found or [Finding("phoning home", OK, "off")]
 
