@@ -72,17 +72,19 @@ def vortex_deflection(
     *,
     distances: str = "deeplense",
     dtype: torch.dtype = torch.float64,
+    window: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Deflection by the vortex, x and y, each (B, H, W), arcsec; parameters (B,) float64.
 
-    Differentiable with respect to both parameters.
+    Differentiable with respect to both parameters. window: rows and columns (int64) of the pixels wanted.
     """
     lens = preset.lens
     axis = pixel_axis_arcsec(preset, log10_mass_ev.device)
+    y, x = (axis, axis) if window is None else (axis[window[0]], axis[window[1]])
     strength = einstein_radius2_arcsec2(lens.vortex_mass_msun / lens.vortex_points, distances)
     return line_deflection(
-        axis,
-        axis,
+        x,
+        y,
         vortex_half_length_arcsec(preset, log10_mass_ev),
         angle_rad,
         points=lens.vortex_points,

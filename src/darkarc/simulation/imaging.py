@@ -39,21 +39,29 @@ def source_plane(
     distances: str = "deeplense",
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    window: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Where every pixel's ray ends in the source plane: x and y, arcsec.
 
     Without substructure (H, W); with a vortex (`log10_mass_ev` and `angle_rad`, (B,) float64) or
     subhaloes ((B, S) and (B, S, 2) float64) each (B, H, W). Does not depend on the source: evaluate many
     source positions on one plane with `observe`. Differentiable.
+    window: rows and columns (int64) of the only pixels that are wanted; H and W are their numbers then.
     """
     preset = get_preset(preset)
     x, y = smooth_source_plane(preset, distances, dtype, torch.device(device))
+    if window is not None:
+        x, y = (part[window[0]][:, window[1]] for part in (x, y))
     if log10_mass_ev is not None:
         if angle_rad is None:
             raise SimulationError("a vortex needs angle_rad beside log10_mass_ev")
-        ax, ay = vortex_deflection(preset, log10_mass_ev, angle_rad, distances=distances, dtype=dtype)
+        ax, ay = vortex_deflection(
+            preset, log10_mass_ev, angle_rad, distances=distances, dtype=dtype, window=window
+        )
         x, y = x - ax, y - ay
     if subhalo_log10_mass_msun is not None:
+        if window is not None:
+            raise SimulationError("a window is for the vortex alone: leave subhaloes or the window out")
         if subhalo_arcsec is None:
             raise SimulationError("subhaloes need subhalo_arcsec beside subhalo_log10_mass_msun")
         ax, ay = subhalo_deflection(

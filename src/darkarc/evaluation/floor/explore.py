@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkarc.evaluation.floor.bank import Bank, blocks, planes, start, survey
+from darkarc.evaluation.floor.bank import Bank, blocks, planes, start
+from darkarc.evaluation.floor.crossing import search
 from darkarc.evaluation.floor.lattice import Lattice, Request
 from darkarc.evaluation.floor.likelihood import PixelLikelihood, stacked
 from darkarc.evaluation.floor.nuisance import Reply, fit, joined
@@ -37,29 +38,32 @@ def explored(
 
 
 def _abreast(bank: Bank, noise: str, images: Sequence[NDArray[np.generic]]) -> list[Explored]:
-    found, likelihoods = [], []
+    asking, likelihoods = [], []
     for image in images:
         likelihood, guess = start(bank, noise, torch.from_numpy(image.astype(np.float32)).to(bank.device))
-        found.append(Lattice(bank.preset, survey(bank, likelihood, guess)))
+        asking.append(search(bank, likelihood, guess))
         likelihoods.append(likelihood)
     together = stacked(likelihoods)
-    asking = {n: lattice.refine() for n, lattice in enumerate(found)}
-    requests = {n: request for n, steps in asking.items() if (request := next(steps, None)) is not None}
-    while requests:
-        if together is None:
-            replies = [answer(bank, likelihoods[n], [request]) for n, request in requests.items()]
-        else:
-            replies = split(
-                answer(bank, together, list(requests.values()), list(requests)), requests.values()
-            )
-        waiting = {}
-        for n, reply in zip(requests, replies, strict=True):
+    found: dict[int, Lattice] = {}
+    replies: dict[int, Reply | None] = dict.fromkeys(range(len(asking)))
+    while replies:
+        requests = {}
+        for n, reply in replies.items():
             try:
-                waiting[n] = asking[n].send(reply)
-            except StopIteration:
-                continue
-        requests = waiting
-    return [Explored(*pair) for pair in zip(found, likelihoods, strict=True)]
+                requests[n] = asking[n].send(reply)  # type: ignore[arg-type]  # None starts a generator
+            except StopIteration as ended:
+                found[n] = ended.value
+        replies = {}
+        abreast = {n: request for n, request in requests.items() if request.likelihood is None}
+        if together is None:
+            abreast = {}
+        elif abreast:
+            whole = answer(bank, together, list(abreast.values()), list(abreast))
+            replies.update(zip(abreast, split(whole, abreast.values()), strict=True))
+        for n, request in requests.items():
+            if n not in abreast:
+                replies[n] = answer(bank, request.likelihood or likelihoods[n], [request])
+    return [Explored(found[n], likelihood) for n, likelihood in enumerate(likelihoods)]
 
 
 def answer(

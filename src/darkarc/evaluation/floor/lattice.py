@@ -10,7 +10,8 @@ A lattice asks for nodes and is told what they are worth; who answers may do so 
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darkarc.evaluation.floor.bank import BANK_ANGLES, BANK_MASSES
+from darkarc.evaluation.floor.likelihood import PixelLikelihood
 from darkarc.evaluation.floor.nuisance import LIKELY, Reply
 from darkarc.simulation import Preset
 
@@ -46,17 +48,23 @@ class Request:
     """Nodes (B, 2) of log10 m and angle, float64, to be evaluated from nuisance parameters `start` (B, P).
 
     bar: a log-likelihood below which a node is improbable.
+    likelihood: the one to ask, if it is not that of the whole image.
     """
 
     nodes: Tensor
     start: Tensor
     bar: float
+    likelihood: PixelLikelihood | None = None
 
 
 class Lattice:
-    """Evaluated nodes: places (N, 2) int64 in the finest spacing, log-evidence (N,), parameters (N, P)."""
+    """Evaluated nodes: places (N, 2) int64 in the finest spacing, log-evidence (N,), parameters (N, P).
 
-    def __init__(self, preset: Preset, surveyed: Reply) -> None:
+    surveyed: the nodes of the bank. likelihood: the one to ask, if it is not that of the whole image.
+    """
+
+    def __init__(self, preset: Preset, surveyed: Reply, likelihood: PixelLikelihood | None = None) -> None:
+        self.likelihood = likelihood
         self.low, high = preset.lens.log10_axion_mass_ev
         self.last = (BANK_MASSES - 1) << DEPTH
         self.round = BANK_ANGLES << DEPTH
@@ -67,6 +75,14 @@ class Lattice:
         self.value = surveyed.value
         self.parameters = surveyed.parameters
         self._index()
+
+    def of(self, places: Places, reply: Reply, spacing: Sequence[int]) -> "Lattice":
+        """A lattice of the whole image with these nodes alone."""
+        fresh = copy(self)
+        fresh.likelihood, fresh.spacing = None, list(spacing)
+        fresh.places, fresh.value, fresh.parameters = places, reply.value, reply.parameters
+        fresh._index()
+        return fresh
 
     def _index(self) -> None:
         keys = self._key(self.places)
@@ -103,13 +119,28 @@ class Lattice:
 
     def ask(self, places: Places, owners: NDArray[np.intp]) -> Request:
         """For new nodes, from their owners' parameters: averaged with those across, where known."""
-        nodes = torch.from_numpy(places * np.array(self.unit) + np.array([self.low, 0.0]))
         across = 2 * places - self.places[owners]
         across[:, 1] %= self.round
         other = self.find(across)
         other = np.where(other < 0, owners, other)
         start = 0.5 * (self.parameters[owners] + self.parameters[other])
-        return Request(nodes, start, float(self.value.max()) - LIKELY)
+        return Request(self.nodes(places), start, float(self.value.max()) - LIKELY, self.likelihood)
+
+    def nodes(self, places: Places) -> Tensor:
+        """(M, 2) log10 m and angle, float64, at places."""
+        return torch.from_numpy(places * np.array(self.unit) + np.array([self.low, 0.0]))
+
+    def around(self, places: Places) -> tuple[NDArray[np.intp], Floats]:
+        """Positions (M, 4) of the corners of the present cell that each place is in, -1 for an unknown one,
+        and their weights (M, 4) in bilinear interpolation."""
+        spacing = np.array(self.spacing)
+        cell, share = np.divmod(places, spacing)
+        share = share / spacing
+        corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
+        at = (cell[:, None] + corners) * spacing
+        at[..., 1] %= self.round
+        weight: Floats = np.where(corners == 1, share[:, None], 1 - share[:, None]).prod(axis=2)
+        return self.find(at), weight
 
     def learn(self, places: Places, reply: Reply) -> None:
         """Take new nodes in."""

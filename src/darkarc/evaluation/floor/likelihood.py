@@ -7,7 +7,7 @@ the exposure, lambda = t I, for Model I, whose distribution also depends on tau 
 import math
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +43,8 @@ class PixelLikelihood(Protocol):
     `fits_exposure`: tau is a parameter, and u is exp(tau) times the rate.
     """
 
-    fits_exposure: bool
+    @property
+    def fits_exposure(self) -> bool: ...
 
     def terms(self, u: Tensor, tau: Tensor | None, image: Tensor | None = None) -> PixelTerms:
         """Terms for u (B, H, W) and tau (B,); image: (B,) int64, which of several images each is of."""
@@ -129,6 +130,31 @@ class CompoundLikelihood:
     def terms(self, u: Tensor, tau: Tensor | None, image: Tensor | None = None) -> PixelTerms:
         assert tau is not None and image is None
         return PixelTerms(*self.table.terms(self.counts, u, tau - self.tau))
+
+
+@dataclass(frozen=True, eq=False)
+class PartialLikelihood:
+    """A likelihood of one image that looks only at the pixels where `kept`, (H, W) bool, is true."""
+
+    whole: PixelLikelihood
+    kept: Tensor
+
+    @property
+    def fits_exposure(self) -> bool:
+        return self.whole.fits_exposure
+
+    def terms(self, u: Tensor, tau: Tensor | None, image: Tensor | None = None) -> PixelTerms:
+        found = self.whole.terms(u, tau, image)
+        known = {f.name: part for f in fields(found) if (part := getattr(found, f.name)) is not None}
+        return PixelTerms(**{name: part * self.kept for name, part in known.items()})
+
+
+def windowed(likelihood: PixelLikelihood, rows: Tensor, columns: Tensor) -> PixelLikelihood:
+    """The likelihood of the pixels in these rows and columns (int64) of one image."""
+    part = copy(likelihood)
+    name = "counts" if isinstance(likelihood, CompoundLikelihood) else "image"
+    setattr(part, name, getattr(likelihood, name)[rows][:, columns])
+    return part
 
 
 def why_no_floor(preset: str | Preset, noise: str) -> str:

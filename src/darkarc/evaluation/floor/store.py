@@ -106,7 +106,7 @@ def stored_posterior(
 def code_version() -> str:
     """SHA-256 of the sources that an exact posterior depends on: the simulator's and the floor's."""
     here = Path(__file__).parent
-    own = ("bank", "compound", "explore", "lattice", "likelihood", "nuisance", "posterior")
+    own = ("bank", "compound", "crossing", "explore", "lattice", "likelihood", "nuisance", "posterior")
     files = [here / f"{name}.py" for name in own]
     files += sorted((here.parents[1] / "simulation").glob("*.py"))
     digest = hashlib.sha256()
