@@ -238,3 +238,22 @@ def test_the_closed_form_gradient_of_the_source_is_autograds(name: str) -> None:
         step[axis] = 1.0
         _, expected = torch.func.jvp(lambda s: observe(name, *plane, s), (place,), (step.expand(2, 2),))
         assert (gradient[:, axis] - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+def test_a_window_holds_the_rays_of_the_whole_plane_and_refuses_subhaloes() -> None:
+    rows, columns = torch.tensor([0, 31, 32, 63]), torch.tensor([5, 6, 40])
+    vortex = {
+        "log10_mass_ev": torch.tensor([-22.4, -23.6]).double(),
+        "angle_rad": torch.tensor([0.3, 2.0]).double(),
+    }
+    whole = source_plane("model_iii", **vortex)
+    part = source_plane("model_iii", **vortex, window=(rows, columns))
+    for one, other in zip(whole, part, strict=True):
+        torch.testing.assert_close(other, one[:, rows][:, :, columns], rtol=0, atol=1e-12)
+    with pytest.raises(SimulationError, match="window"):
+        source_plane(
+            "model_iii",
+            subhalo_log10_mass_msun=torch.zeros(1, 1).double(),
+            subhalo_arcsec=torch.ones(1, 1, 2).double(),
+            window=(rows, columns),
+        )

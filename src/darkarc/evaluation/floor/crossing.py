@@ -39,6 +39,8 @@ MOST = 20_000
 """Nodes of a mesh that may have children."""
 SEEDS = 4_000
 """Nodes of the last mesh that start a lattice."""
+SAME = 1.0
+"""Tops of two lattices of one mode differ by less, in log-evidence: their nodes stand elsewhere on it."""
 
 _CHILDREN = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], dtype=np.int64)
 
@@ -153,7 +155,7 @@ class Crossing:
         """The part of a mesh where the lattice of the others is known, the log-evidence there (M,) and
         nuisance parameters (M, P)."""
         corners, weight = rest.around(mesh[:, :2])
-        known = (corners >= 0).all(axis=1)
+        known = ((corners >= 0) | (weight == 0)).all(axis=1)
         mesh, corners, weight = mesh[known], corners[known], weight[known]
         value: Floats = (rest.value[corners] * weight).sum(axis=1)
         start = (rest.parameters[torch.from_numpy(corners)] * torch.from_numpy(weight)[..., None]).sum(1)
@@ -216,7 +218,7 @@ def _both(first: Lattice, second: Lattice) -> Generator[Request, Reply, Lattice]
     likely = second.places[second.value > max(second.value.max(), first.value.max()) - LIKELY]
     corners, _ = first.around(likely)
     covered = np.isin(corners, first.likely()).any(axis=1)
-    if covered.all():
+    if covered.all() and difference < SAME:
         return first
     spacing = [min(pair) for pair in zip(first.spacing, second.spacing, strict=True)]
     own = first.likely()
