@@ -35,7 +35,7 @@ STEP = 0.06
 """First mesh there, in spacings of the point masses as they move past the pixel."""
 SLACK = (8000.0, 2000.0, 500.0, 125.0, 40.0, LIKELY + 4)
 """Log-likelihood below the best of a mesh that lets a node have children; each mesh is twice as fine."""
-MOST = 20_000
+MOST = 5_000
 """Nodes of a mesh that may have children."""
 SEEDS = 4_000
 """Nodes of the last mesh that start a lattice."""
@@ -61,7 +61,10 @@ def search(bank: Bank, likelihood: PixelLikelihood, guess: Tensor) -> Generator[
     others = PartialLikelihood(likelihood, kept.to(bank.device))
     rest = Lattice(bank.preset, survey(bank, others, guess), others)
     yield from rest.refine()
-    places, spacing, start = Crossing(bank, likelihood, *window).seeds(rest)
+    found = Crossing(bank, likelihood, *window).seeds(rest)
+    if found is None:
+        return lattice
+    places, spacing, start = found
     bar = float(lattice.value.max()) - LIKELY
     second = lattice.of(places, (yield Request(lattice.nodes(places), start, bar)), spacing)
     yield from second.refine()
@@ -112,10 +115,12 @@ class Crossing:
         self.azimuth_rad = np.arctan2(y, x)[upper]
         self.rays, self.blur = zip(*(_blur(bank, part) for part in (rows, columns)), strict=True)
 
-    def seeds(self, rest: Lattice) -> tuple[Places, list[int], Tensor]:
+    def seeds(self, rest: Lattice) -> tuple[Places, list[int], Tensor] | None:
         """Places (M, 2) where the pixels and the lattice of the others agree best, the finest spacing among
-        them and nuisance parameters (M, P) there."""
+        them and nuisance parameters (M, P) there; None where no likely line comes near one of the pixels."""
         mesh = self._first_mesh(rest)
+        if (mesh[:, 2:] == rest.spacing).all():
+            return None
         for number, slack in enumerate(SLACK):
             if number:
                 mesh = _split(rest, mesh, np.ones((len(mesh), 2), dtype=bool))
