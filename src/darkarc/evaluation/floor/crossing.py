@@ -34,9 +34,9 @@ BAND = 1.0
 STEP = 0.06
 """First mesh there, in spacings of the point masses as they move past the pixel."""
 SLACK = (8000.0, 2000.0, 500.0, 125.0, 40.0, LIKELY + 4)
-"""Log-likelihood below the best of a mesh that lets a node have children; each mesh is twice as fine."""
+"""Log-likelihood below the best of a mesh that lets a node stay; the next mesh is twice as fine."""
 MOST = 5_000
-"""Nodes of a mesh that may have children."""
+"""Nodes of a mesh that may stay."""
 SEEDS = 4_000
 """Nodes of the last mesh that start a lattice."""
 SAME = 1.0
@@ -119,11 +119,11 @@ class Crossing:
         """Places (M, 2) where the pixels and the lattice of the others agree best, the finest spacing among
         them and nuisance parameters (M, P) there; None where no likely line comes near one of the pixels."""
         mesh = self._first_mesh(rest)
-        if (mesh[:, 2:] == rest.spacing).all():
+        if not self._too_coarse(rest, mesh, 0.0).any():
             return None
         for number, slack in enumerate(SLACK):
             if number:
-                mesh = _split(rest, mesh, np.ones((len(mesh), 2), dtype=bool))
+                mesh = _split(rest, mesh, self._too_coarse(rest, mesh, STEP / 2**number))
             mesh, value, start = self._value(rest, mesh)
             order = np.argsort(-value, kind="stable")[: MOST if number < len(SLACK) - 1 else SEEDS]
             order = order[value[order] > value.max() - slack]
@@ -137,14 +137,14 @@ class Crossing:
         mesh = np.concatenate([corners, np.broadcast_to(np.array(rest.spacing), corners.shape)], axis=1)
         done = []
         while len(mesh):
-            coarse = self._too_coarse(rest, mesh)
+            coarse = self._too_coarse(rest, mesh, STEP)
             todo = coarse.any(axis=1)
             done.append(mesh[~todo])
             mesh = _split(rest, mesh[todo], coarse[todo])
         return np.concatenate(done)
 
-    def _too_coarse(self, rest: Lattice, mesh: Places) -> NDArray[np.bool_]:
-        """(M, 2) do the point masses move by more than `STEP` of their spacing past a pixel within a step?"""
+    def _too_coarse(self, rest: Lattice, mesh: Places, most: float) -> NDArray[np.bool_]:
+        """(M, 2) do point masses move by more than `most` of their spacing past a pixel within a step?"""
         lens, nodes = self.bank.preset.lens, rest.nodes(mesh[:, :2])
         half = vortex_half_length_arcsec(self.bank.preset, nodes[:, 0]).numpy()
         masses = self.radius_arcsec * ((lens.vortex_points - 1) / 2 / half)[:, None]
@@ -152,7 +152,7 @@ class Crossing:
         moves = masses[..., None] * mesh[:, None, 2:] * (math.log(10.0) * rest.unit[0], rest.unit[1])
         beside = np.abs(masses * np.sin(turned)) < BAND + 0.5 * moves[..., 1]
         within = masses < 0.5 * lens.vortex_points + BAND + 0.5 * moves[..., 0]
-        coarse = (beside & within)[..., None] & (moves > STEP) & (mesh[:, None, 2:] > 1)
+        coarse = (beside & within)[..., None] & (moves > most) & (mesh[:, None, 2:] > 1)
         found: NDArray[np.bool_] = coarse.any(axis=1)
         return found
 
