@@ -20,9 +20,13 @@ settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: a core that is left alone with one at the end would wait for it."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    """Files with slow tests or studies come first: a core left alone with one at the end waits."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or _runs_studies(item)}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def _runs_studies(item: pytest.Item) -> bool:
+    return "ray_here" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(autouse=True)

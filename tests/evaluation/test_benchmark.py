@@ -36,10 +36,11 @@ from darkarc.evaluation.style import style, to_png
 from darkarc.tuning.book import FAILED, FINISHED, StudyBook
 from tests.tuning import conftest as tuning
 
-prepared, tiny_config, tracked = (
+prepared, tiny_config, tracked, fresh_database = (
     tuning.prepared,
     tuning.tiny_config,
     tuning.tracked,
+    tuning.fresh_database,
 )
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
