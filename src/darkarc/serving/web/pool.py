@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from darkarc.serving.loading import REGISTRY
 from darkarc.serving.web.settings import PageServer, ServeError
 from darkarc.serving.web.uploads import Refused, Upload
@@ -64,7 +66,13 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        """Asked of the system: the event loop hears of a death only a moment later."""
+        if self._process is None or self._process.returncode is not None:
+            return False
+        try:
+            return bool(psutil.Process(self._process.pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
     async def ask(self, uploads: list[Upload], timeout_s: float) -> dict[str, Any]:
         """Answers of the files. Raises `Refused` if there is none in time, or the worker died of it."""
