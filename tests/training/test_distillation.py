@@ -56,12 +56,12 @@ def test_the_student_learns_what_the_teacher_says_whatever_the_truth(teacher, pr
     found = {}
     for weight in (0.0, 1.0):
         config = settings(
-            model=PLAIN, seed=3, epochs=20, learning_rate=1e-2, teacher=str(tmp_path / "narrow"),
+            model=PLAIN, seed=3, epochs=40, learning_rate=1e-2, teacher=str(tmp_path / "narrow"),
             distillation_weight=weight,
         )  # fmt: skip
         result = train(config, prepared, workdir=tmp_path / "work", tracker=NullTracker(), progress=False)
         found[weight] = divergence(teacher, result.regressor, prepared.images(slice(70, 100)))
-    assert found[1.0] < 0.3 * found[0.0], found  # 0.2 on some processors, 0.21 on others
+    assert found[1.0] < 0.2 * found[0.0], found
 
 
 def test_another_teacher_is_another_training(teacher, prepared, settings, tmp_path):
