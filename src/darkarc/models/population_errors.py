@@ -111,7 +111,9 @@ def fit_read_as(pools: Sequence[Posterior]) -> list[float]:
         top = float(centres[k])
         if 0 < k < len(mean) - 1:
             left, middle, right = mean[k - 1 : k + 2]
-            top += 0.5 * width * float((left - right) / (left - 2 * middle + right))
+            bend = float(left - 2 * middle + right)
+            if bend < 0:
+                top += 0.5 * width * float(left - right) / bend
         tops.append(top)
     # Populations of different masses are to stay in order.
     return [float(top) for top in np.maximum.accumulate(tops)]
