@@ -90,6 +90,7 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (OSError(12, "Cannot allocate memory"), True),
         (chained(RuntimeError("a worker failed"), MemoryError()), True),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("shapes do not fit"), False),
         (ImportError("No module named 'memory'"), False),
         (ValueError("out of memory is no number"), False),

@@ -21,6 +21,7 @@ NO_MEMORY = (
     "bad allocation",
     "can't start new thread",
     "failed to map segment",  # the loader of shared libraries
+    "could not create a primitive",  # oneDNN, in a convolution
 )
 LESS_MEMORY = (
     "lower train.batch_size, evaluate.batch_size, data.memory_gb or the number of workers, or give it more; "

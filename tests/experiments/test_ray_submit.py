@@ -21,7 +21,7 @@ from darkarc.data.generate import generate
 from darkarc.data.prepare import prepare
 from darkarc.tracking import open_client
 
-pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(590)]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {

@@ -74,6 +74,28 @@ def test_a_truncated_database_is_named_and_not_overwritten(project: Path):
     assert database.read_bytes() == content[:5000]
 
 
+def test_a_database_that_finds_no_room_is_named_and_made_once_there_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SQLite is told that its file may have no more than a few pages: as on a full disk."""
+    import sqlalchemy
+
+    (project / "mlflow.db").unlink()
+
+    @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
+    def _small(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("pragma max_page_count = 20")
+
+    try:
+        with pytest.raises(TrackingError, match=r"mlflow\.db: .* \(database or disk is full\); make room"):
+            tracking_uri()
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", _small)
+    assert not (project / "mlflow.db").exists()
+    assert open_client(tracking_uri()).search_experiments()
+    assert not list(project.glob("mlflow.db.partial*"))
+
+
 def test_artifacts_lie_in_the_project_wherever_the_command_runs(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

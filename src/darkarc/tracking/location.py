@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,9 +135,10 @@ def _create_database(path: Path) -> None:
             raise TrackingError(
                 f"{path}: not a complete MLflow database; move it away, and a new one is made"
             )
-        partial = path.with_name(path.name + ".partial")
-        for leftover in path.parent.glob(partial.name + "*"):
+        for leftover in path.parent.glob(f"{path.name}.partial*"):
             leftover.unlink()
+        # MLflow keeps its connection to a database that it could not finish: never twice the same name.
+        partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
         _initialise(partial, (path.parent / "mlartifacts").as_uri())
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -145,12 +147,26 @@ def _create_database(path: Path) -> None:
 
 def _initialise(path: Path, artifacts: str) -> None:
     with _environment.quiet_import():
-        import mlflow  # noqa: F401  (its import sets up logging, which quiet_loggers then turns down)
+        import mlflow
+        import sqlalchemy
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         _environment.quiet_loggers()
-        store = SqlAlchemyStore(f"{_SQLITE}{path}", artifacts)
+        try:
+            store = SqlAlchemyStore(f"{_SQLITE}{path}", artifacts)
+        except (sqlalchemy.exc.SQLAlchemyError, mlflow.exceptions.MlflowException) as error:
+            raise TrackingError(
+                f"{path.with_suffix('')}: MLflow cannot make its database there ({_reason(error)}); make "
+                "room or let this user write there, and run the same command again, or set "
+                "MLFLOW_TRACKING_URI to a server"
+            ) from error
     store.engine.dispose()
+
+
+def _reason(error: Exception) -> str:
+    """What the database said, without the statement that it said it about."""
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().splitlines()[0]
 
 
 def _is_complete(path: Path) -> bool:
