@@ -1,5 +1,6 @@
 """Coverage of joint posteriors: populations of 1 to 100 lenses at five masses, by a regressor and exactly.
 
+    python benchmarks/populations.py --model models/model_iii_physical.onnx
     python benchmarks/populations.py --model data/trained --prepared data/prepared
     python benchmarks/populations.py --exact --pool 120 --sizes 1 3 10 30 --masses -22.5 -22.2
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from darkarc.config import parse
-from darkarc.data.form import data_form
+from darkarc.data.form import DataForm, data_form
 from darkarc.data.store import Store
 from darkarc.evaluation.floor import exact_posterior
 from darkarc.models import PopulationErrors, Posterior, Regressor, combine
@@ -57,7 +58,9 @@ def table(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="data/trained", help="what darkarc.load takes")
-    parser.add_argument("--prepared", type=Path, default=Path("data/prepared"), help="what it was trained on")
+    parser.add_argument(
+        "--prepared", type=Path, default=Path("data/prepared"), help="what an older model was trained on"
+    )
     parser.add_argument("--exact", action="store_true", help="exact posteriors instead of a regressor's")
     parser.add_argument("--preset", default="model_iii", help="with --exact")
     parser.add_argument("--noise", default="physical", help="with --exact")
@@ -71,15 +74,13 @@ def main() -> None:
     preset, noise, errors, regressor = args.preset, args.noise, PopulationErrors(), None
     if not args.exact:
         regressor = load(args.model)
-        store = Store.open(args.prepared)
-        form = data_form(store.manifest)
+        known = regressor.spec.form
+        form = DataForm(**known) if known else data_form(Store.open(args.prepared).manifest)
         preset, noise = form.preset or preset, form.noise or noise
         if "correlation" not in regressor.spec.statistics.get(KEY, {}) and isinstance(regressor, Regressor):
-            fit_population(parse({}), regressor, store)
+            fit_population(parse({}), regressor, Store.open(args.prepared))
         errors = PopulationErrors.of(regressor.spec.statistics[KEY])
-        print(f"correlation of errors {errors.correlation:.4f}; masses are read higher by")
-        read = zip(errors.mass, errors.read_as, strict=True)
-        print("  " + ", ".join(f"{g - m:+.3f} ({m:.2f})" for m, g in read), flush=True)
+        print(f"correlation of errors {errors.correlation:.4f}", flush=True)
     sigma = [np.sqrt(level * (1 - level) / args.populations) for level in LEVELS]
     print(f"{args.populations} populations each: chance +- {sigma[0]:.3f} at 68%, +- {sigma[1]:.3f} at 95%")
     print("posterior       mass lenses   68%     95%   width of 68% (dex)")

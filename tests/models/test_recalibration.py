@@ -73,6 +73,39 @@ def test_only_local_mends_what_differs_along_the_prior(method, even):
             assert (abs(coverage(answer, truth[side], level) - level) < 0.04) == even, (level, method)
 
 
+def striped_case(n: int, seed: int):
+    """Posteriors as wide as their errors but in a stripe of a quarter of a dex: there twice too wide."""
+    generator = np.random.default_rng(seed)
+    mean = generator.uniform(-23.9, -22.1, n)
+    striped = np.abs(mean + 23) < 0.125
+    truth = torch.tensor(mean + np.where(striped, 0.01, 0.02) * generator.normal(size=n))
+    logits = -0.5 * ((GRID.centres[None].double() - torch.tensor(mean)[:, None]) / 0.02) ** 2
+    return logits, (truth - LOW) / GRID.width, truth.numpy(), striped
+
+
+def test_many_images_mend_what_is_narrow_along_the_prior():
+    """Places every quarter of a dex, as with few images, smear the stripe over its surroundings."""
+    new = striped_case(12_000, seed=2)
+    striped, found = new[3], {}
+    for n in (4000, 12_000):
+        recalibration = Recalibration("local")
+        recalibration.fit(*striped_case(n, seed=1)[:2])
+        found[n] = coverage(posterior(recalibration, new[0][striped]), new[2][striped], 0.68)
+    assert 0.68 < found[12_000] < found[4000] - 0.02, found
+
+
+def test_it_is_loaded_with_the_places_that_it_was_fitted_with():
+    many, fresh = Recalibration("local"), Recalibration("local")
+    many.fit(*striped_case(5000, seed=1)[:2])
+    few = fresh.state_dict()
+    assert len(many.levels) > len(few["levels"])
+    fresh.load_state_dict(many.state_dict())
+    logits = striped_case(50, seed=3)[0]
+    assert torch.equal(fresh(logits), many(logits))
+    many.load_state_dict(few)
+    assert torch.equal(many(logits), Recalibration("local")(logits))
+
+
 def test_local_with_few_images_stays_near_what_it_had():
     recalibration = Recalibration("local")
     recalibration.fit(*gaussian_case(40, 0.05, 0.05, seed=1)[:2])

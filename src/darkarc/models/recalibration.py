@@ -11,6 +11,7 @@ prior pays for the other (as Mondrian conformal prediction does with classes, Vo
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ TAIL = 1e-4
 """The knots lie evenly in log((u + TAIL) / (1 - u + TAIL)): dense in the tails, where 95% is decided."""
 PRIOR_SHARE = 1e-6
 """Of a mapped posterior: what is mapped to nothing in float32 stays possible."""
-PLACES = 9
-"""Means, evenly over the prior range, where `local` has a temperature of its own."""
-MAP_PLACES = 5
+PLACES, MANY_PLACES = 9, 17
+"""Means, evenly over the prior, where `local` has a temperature of its own: with few and with many images."""
+MAP_PLACES, MANY_MAP_PLACES = 5, 9
 """Means where `local` has a map of its own: fewer, for a map takes more images than a temperature."""
+MANY = 4_500
+"""Images, from which on a place of the finer ones has some hundreds to itself."""
 SHRINKAGE = 4.0
 """`local`: so many images' worth of belief at each place that its temperature is the common one."""
 LEAST_WEIGHT = 20.0
@@ -57,14 +60,15 @@ class Recalibration(nn.Module):
             return probability
         if self.method == "local":
             return self._mapped(
-                probability, _place_weights(logits, MAP_PLACES) @ self.levels.to(logits.dtype)
+                probability, _place_weights(logits, len(self.levels)) @ self.levels.to(logits.dtype)
             )
         return self._mapped(probability, self.levels[None])
 
     def _tempered(self, logits: Tensor) -> Tensor:
         if self.method != "local":
             return logits / self.temperature
-        return logits * (_place_weights(logits, PLACES) @ self.coldness.to(logits.dtype))[:, None]
+        weights = _place_weights(logits, len(self.coldness))
+        return logits * (weights @ self.coldness.to(logits.dtype))[:, None]
 
     def _mapped(self, probability: Tensor, levels: Tensor) -> Tensor:
         """Through the map (1 or B, KNOTS + 1) of the cumulative distribution."""
@@ -80,6 +84,14 @@ class Recalibration(nn.Module):
         share = nn.functional.pad(mapped, (1, 0)).diff(dim=1).clamp_min(0)
         return (1 - PRIOR_SHARE) * share + PRIOR_SHARE / probability.shape[1]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """There are as many places as the one that was fitted has."""
+        for name in ("coldness", "levels"):
+            if (given := state_dict.get(prefix + name)) is not None and hasattr(self, name):
+                own = getattr(self, name)
+                setattr(self, name, torch.empty(given.shape, dtype=own.dtype, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @torch.no_grad()
     def fit(self, logits: Tensor, place: Tensor) -> None:
         """Learn from N images: logits (N, K) and where each truth lies, (N,) in bins from the lower edge."""
@@ -90,7 +102,10 @@ class Recalibration(nn.Module):
         temperature = _best_temperature(logits, bins)
         self.temperature.fill_(temperature)
         if self.method == "local":
-            self.coldness.copy_(_best_coldness(logits, bins, 1 / temperature))
+            many = len(logits) >= MANY
+            n_places, n_maps = (MANY_PLACES, MANY_MAP_PLACES) if many else (PLACES, MAP_PLACES)
+            self.coldness = _best_coldness(logits, bins, 1 / temperature, n_places).to(self.coldness)
+            self.levels = self.knots.repeat(n_maps, 1)
         probability = self._tempered(logits).softmax(dim=1)
         above = probability.gather(1, bins) * (1 - (place[:, None] - bins))
         pit = (probability.cumsum(dim=1).gather(1, bins) - above).squeeze(1).clamp(0, 1)
@@ -99,7 +114,7 @@ class Recalibration(nn.Module):
         elif self.method == "conformal":
             self.levels.copy_(_conformal_map(pit, torch.ones_like(pit)))
         elif self.method == "local":
-            for row, weights in enumerate(_place_weights(logits, MAP_PLACES).T):
+            for row, weights in enumerate(_place_weights(logits, len(self.levels)).T):
                 self.levels[row] = _conformal_map(pit, weights)
 
 
@@ -132,14 +147,14 @@ def _place_weights(logits: Tensor, places: int) -> Tensor:
     return (1 - (mean - nodes).abs()).clamp_min(0)
 
 
-def _best_coldness(logits: Tensor, bins: Tensor, common: float) -> Tensor:
-    """(PLACES,) inverse temperatures of least negative log-likelihood, drawn towards the common one.
+def _best_coldness(logits: Tensor, bins: Tensor, common: float, places: int) -> Tensor:
+    """(places,) inverse temperatures of least negative log-likelihood, drawn towards the common one.
 
     The likelihood is convex in them; Newton's method, with steps that keep them within a factor of two.
     """
-    weights = _place_weights(logits, PLACES)  # (N, PLACES)
+    weights = _place_weights(logits, places)  # (N, places)
     own = logits.gather(1, bins).squeeze(1)
-    coldness = torch.full((PLACES,), common, dtype=logits.dtype, device=logits.device)
+    coldness = torch.full((places,), common, dtype=logits.dtype, device=logits.device)
     for _ in range(40):
         share = (logits * (weights @ coldness)[:, None]).softmax(dim=1)
         mean = (share * logits).sum(dim=1)
@@ -147,7 +162,7 @@ def _best_coldness(logits: Tensor, bins: Tensor, common: float) -> Tensor:
         # Scale-free: belief counts as so many images whose log-odds have the average variance.
         belief = SHRINKAGE * variance.mean()
         slope = weights.T @ (mean - own) + belief * (coldness - common)
-        curvature = (weights * variance[:, None]).T @ weights + belief * torch.eye(PLACES).to(logits)
+        curvature = (weights * variance[:, None]).T @ weights + belief * torch.eye(places).to(logits)
         step = torch.linalg.solve(curvature, slope)
         coldness = torch.clamp(coldness - step, coldness / 2, coldness * 2)
     return coldness
