@@ -1,6 +1,7 @@
 """Fixtures of every test: seeds, and the real DeepLense files where they are at hand."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,11 @@ settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests or studies come first: a core left alone with one at the end waits."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") or _runs_studies(item)}
-    items.sort(key=lambda item: item.path not in slow)
+    """The file with most studies comes first, then those with slow tests: a core left alone with one at the
+    end waits."""
+    studies = Counter(item.path for item in items if _runs_studies(item))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (-studies[item.path], item.path not in slow))
 
 
 def _runs_studies(item: pytest.Item) -> bool:
