@@ -38,15 +38,15 @@ lint: setup  ## formatting, style, types and the order of the folders
 	lint-imports
 
 # One thread a process: two processes of two threads each would wait for each other on two cores.
-# Where tests wait for a server or for Ray, a third one works; drills wait for nothing but processors.
-# The files with long tests are handed out first (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --dist loadfile --no-loadscope-reorder
+# A third process does not make it quicker: studies fill both cores. The files with long tests are
+# handed out first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint  ## lint, then every test but the drills, a file at a time to each of three processes
-	$(PYTEST) -n 3 -m "not drill"
+test: lint  ## lint, then every test but the drills, a file at a time on each of two cores
+	$(PYTEST) -m "not drill"
 
 drills: setup  ## the faults and clusters that are played through for minutes: kills, lost nodes, ray submit, Slurm
-	$(PYTEST) -n 2 -m drill
+	$(PYTEST) -m drill
 
 format: setup  ## let ruff mend what it can
 	ruff format .

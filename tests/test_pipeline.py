@@ -31,7 +31,7 @@ SMALL = {
     "model": {"width": 0.5, "bins": 32},
     "train": {"epochs": 2},
     "tune": {"study": "experiments/small.yaml"},
-    "evaluate": {"floor_images": 2},
+    "evaluate": {"floor_images": 2, "ood_images": 20},
     "tracking": {"system_metrics": False},
 }
 STUDY = {

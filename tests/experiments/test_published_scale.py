@@ -34,6 +34,7 @@ def test_all_presets_in_both_forms_are_there() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_the_script_runs_and_goes_on(tmp_path: Path) -> None:
     """With a copy of the script beside small parameters: every stage once, and not again."""
     folder = tmp_path / "published"
