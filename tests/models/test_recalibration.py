@@ -104,6 +104,8 @@ def test_it_is_loaded_with_the_places_that_it_was_fitted_with():
     assert torch.equal(fresh(logits), many(logits))
     many.load_state_dict(few)
     assert torch.equal(many(logits), Recalibration("local")(logits))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        many.load_state_dict({**few, "levels": few["levels"][:, :10]})
 
 
 def test_local_with_few_images_stays_near_what_it_had():

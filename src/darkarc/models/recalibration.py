@@ -85,10 +85,10 @@ class Recalibration(nn.Module):
         return (1 - PRIOR_SHARE) * share + PRIOR_SHARE / probability.shape[1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """There are as many places as the one that was fitted has."""
-        for name in ("coldness", "levels"):
-            if (given := state_dict.get(prefix + name)) is not None and hasattr(self, name):
-                own = getattr(self, name)
+        """`local` has as many places as the one that was fitted; any other shape is refused as ever."""
+        for name in ("coldness", "levels") if self.method == "local" else ():
+            given, own = state_dict.get(prefix + name), getattr(self, name)
+            if given is not None and given.ndim == own.ndim and given.shape[1:] == own.shape[1:]:
                 setattr(self, name, torch.empty(given.shape, dtype=own.dtype, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -166,7 +166,7 @@ def _initialise(path: Path, artifacts: str) -> None:
 def _reason(error: Exception) -> str:
     """What the database said, without the statement that it said it about."""
     cause = getattr(error, "orig", None) or error
-    return str(cause).strip().splitlines()[0]
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 def _is_complete(path: Path) -> bool:
