@@ -69,7 +69,7 @@ doctor: setup  ## what is wrong with this set-up, and what to do
 
 sbom: setup  ## a software bill of materials of requirements.lock, CycloneDX, into reports/sbom.json
 	@mkdir -p reports
-	cyclonedx-py requirements --output-reproducible --of JSON -o reports/sbom.json requirements.lock
+	python docs/sbom.py > reports/sbom.json
 
 audit: setup  ## known vulnerabilities of what requirements.lock pins; needs the network
 	@pip-audit --strict --disable-pip --require-hashes -r requirements.lock --progress-spinner off || { \

@@ -7,9 +7,10 @@ lies in a file system that is full after a random share of what the verb writes 
 mount one). `closed`: the project, or a folder of it, cannot be written. `memory`: the address space is
 limited to a random share of what the verb takes (RLIMIT_AS). Then the fault is lifted and the command has
 to end with the bytes of an undisturbed run, nothing left about, no MLflow run RUNNING and one registered
-version. Each verb starts from the same files in a small project of its own; a try that the verb outran is
-not counted as struck, and the next begins anew. Exit status 1 if anything was lost, or if a struck verb did
-not say why in a message of its own.
+version. Each verb starts from the same files in a small project of its own, and goes on to the next fault
+from where the last one left it. A try that the verb outran counts for nothing, and the next begins anew; of
+these there are at most four times as many. Exit status 1 if anything was lost, or if a struck verb did not
+say why in a message of its own.
 """
 
 import argparse
@@ -58,6 +59,10 @@ STUDY = {
     "resources": {"cpus": 1},
     "concurrent": 1,
 }
+
+
+STATE = ".darkarc"
+"""Where verbs keep what they go on from."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,8 @@ class Ended:
 
 @dataclass
 class Outcome:
-    """What became of one verb after its tries; silent: what struck ones said that did not say why."""
+    """What became of one verb; tries: those that it outran included; silent: what struck ones said that did
+    not say why."""
 
     verb: str
     fault: str
@@ -164,10 +170,12 @@ def try_verb(name: str, calm: Calm, fault: str, tries: int, seed: int, folder: P
     verb, chance = VERBS[name], random.Random(f"{name} {seed}")
     struck, silent = 0, []
     with FAULTS[fault](folder / f"{fault}-{name}", calm) as (project, strike):
-        for _ in range(tries):
+        starts = 0
+        while struck < tries and starts < 5 * tries:
+            starts += 1
             ended = strike(verb.arguments, chance)
             if ended.status == 0 or ended.found_it_done:
-                remove(project, verb.outputs)  # it was quicker than the fault: once more from the start
+                begin_anew(project, verb, calm.before)
                 continue
             struck += 1
             if fault not in SILENT and not ended.said_why:
@@ -176,7 +184,7 @@ def try_verb(name: str, calm: Calm, fault: str, tries: int, seed: int, folder: P
         return Outcome(
             verb=name,
             fault=fault,
-            tries=tries,
+            tries=starts,
             struck=struck,
             silent=silent,
             same_bytes=calm.contents == contents(project, verb.outputs),
@@ -184,6 +192,13 @@ def try_verb(name: str, calm: Calm, fault: str, tries: int, seed: int, folder: P
             running=running(project),
             versions=versions(project),
         )
+
+
+def begin_anew(project: Path, verb: Verb, before: Path) -> None:
+    """The verb was quicker than the fault: take what it wrote and what it remembers away."""
+    remove(project, (*verb.outputs, STATE))
+    if (before / STATE).exists():
+        shutil.copytree(before / STATE, project / STATE)
 
 
 # The faults: each yields a project, and what runs a command in it under a fault drawn anew
@@ -426,7 +441,7 @@ def contents(folder: Path, outputs: tuple[str, ...]) -> dict[str, str]:
 
 def files(folder: Path) -> set[str]:
     """Names of the files that a verb left, without those whose names are drawn anew by every run."""
-    skip = ("mlartifacts/", ".darkarc/tune/", "mlflow.db")
+    skip = ("mlartifacts/", f"{STATE}/tune/", "mlflow.db")
     names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     return {name for name in names if not name.startswith(skip)}
 
@@ -456,7 +471,7 @@ def count(folder: Path, query: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", nargs="+", default=["kill"], choices=list(FAULTS))
-    parser.add_argument("--tries", type=int, default=3, help="of each fault, a verb")
+    parser.add_argument("--tries", type=int, default=3, help="of each fault that strike, a verb")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, shares and folders")
     parser.add_argument("--verbs", nargs="*", default=list(VERBS), choices=list(VERBS))
     asked = parser.parse_args()

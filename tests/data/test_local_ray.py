@@ -51,6 +51,7 @@ def test_every_server_of_it_listens_on_the_loopback_alone():
     open_to_others = [line for line in listeners if not _loopback(ipaddress.ip_address(line.split()[1]))]
     assert open_to_others == []
     assert "dashboard.py" not in processes, "the dashboard's process asks clouds whether it runs in them"
+    assert "monitor.py" not in processes, "neither an autoscaler nor a reader of logs has anything to do here"
 
 
 def _starts(monkeypatch: pytest.MonkeyPatch, *messages: str) -> list[subprocess.Popen[bytes]]:

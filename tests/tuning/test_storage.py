@@ -47,9 +47,7 @@ def test_only_sessions_of_the_study_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["other-001"]
 
 
-@pytest.mark.parametrize("as_url", [True, False])
 def test_a_study_goes_on_from_its_storage(
-    as_url: bool,
     study_tree: Tree,
     tiny_config: Config,
     prepared: Store,
@@ -58,14 +56,14 @@ def test_a_study_goes_on_from_its_storage(
     ray_here: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """PBT takes the donors' checkpoints from there, and so does the next session of an interrupted study."""
+    """PBT takes the donors' checkpoints from there, and so does the next session of an interrupted study,
+    by whatever name of the place."""
     place = tmp_path / NAME
-    storage = f"file://{quote(str(place))}" if as_url else str(place)
     tree = study_tree(scheduler={"name": "pbt", "quantile": 0.5}, budget={"trials": 4, "epochs": 2})
     study = parse_study(tree, tiny_config)
 
-    def run(work: str, **more: Any) -> StudyResult:
-        folder = tmp_path / work
+    def run(storage: str, **more: Any) -> StudyResult:
+        folder = tmp_path / "work"
         return run_study(tiny_config, study, prepared, work=folder, storage=storage, progress=False, **more)
 
     class Stop(Exception):
@@ -76,7 +74,7 @@ def test_a_study_goes_on_from_its_storage(
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(runner, "winner_document", interrupt)
-        run("work")
+        run(f"file://{quote(str(place))}")
     (book,) = (tmp_path / "work").glob("*/book.jsonl")
     records = [json.loads(line) for line in book.read_text().splitlines()]
     reports = [record["body"] for record in records if record["kind"] == "report"]
@@ -86,7 +84,7 @@ def test_a_study_goes_on_from_its_storage(
     # As if the driver had been killed before the last generation's last report.
     (last,) = [n for n, record in enumerate(records) if record["body"] is reports[-1]]
     book.write_text("".join(line for line in book.read_text().splitlines(keepends=True)[:last]))
-    assert run("work", resume=True).finished == 4
+    assert run(str(place), resume=True).finished == 4
     again = [json.loads(line) for line in book.read_text().splitlines()]
     rows = [
         (r["body"]["number"], row["epoch"])

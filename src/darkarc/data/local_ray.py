@@ -56,7 +56,7 @@ def start_local_ray(n_cpus: int, object_store_bytes: int | None = None) -> None:
     before = psutil.Process().children()
     for attempt in itertools.count(1):
         try:
-            with _on_the_loopback(), _without_dashboard(), _patient():
+            with _on_the_loopback(), _bare(), _patient():
                 ray.init(**options)
             return
         except Exception as error:
@@ -116,13 +116,21 @@ def _on_the_loopback() -> Iterator[None]:
 
 
 @contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """`include_dashboard=False` still starts the process that asks three clouds whether it is in one."""
+def _bare() -> Iterator[None]:
+    """Without what one machine has no use for, and Ray has no option against.
+
+    `include_dashboard=False` still starts the process that asks three clouds whether it is in one; the
+    autoscaler has no machine to start, and nobody reads what the log monitor would pass on. Each takes
+    seconds of a core to start.
+    """
     from ray._private.node import Node
 
-    kept = Node.start_api_server
-    Node.start_api_server = lambda *_, **__: None
+    unwanted = ("start_api_server", "start_monitor", "start_log_monitor")
+    kept = {name: getattr(Node, name) for name in unwanted}
+    for name in unwanted:
+        setattr(Node, name, lambda *_, **__: None)
     try:
         yield
     finally:
-        Node.start_api_server = kept
+        for name, start in kept.items():
+            setattr(Node, name, start)
