@@ -3,12 +3,15 @@
     python benchmarks/floor.py                                    # 20 images of model_iii, both ways
     python benchmarks/floor.py --preset model_i --noise published --images 4
     python benchmarks/floor.py --images 0 --coverage 200          # are the exact posteriors calibrated?
+    python benchmarks/floor.py --images 0 --coverage 200 --model models/model_iii_physical.onnx
 
 Monte Carlo is self-normalised importance sampling of all parameters (log10 m, angle, source, Model I's
 exposure) with the full likelihood in float64: no grid, no Laplace approximation, no interpolation. Its
 proposal comes from the floor's lattice, so that a mode that the lattice missed is missed by both: that is
 what the coverage is for. Densities are computed in bins much finer than a `Posterior`'s usual 256. With
---keep FOLDER a killed run goes on, and more images are added to those that are there.
+--keep FOLDER a killed run goes on, and more images are added to those that are there. With --model the
+regressor answers the same images, and its error is divided by that of the exact posteriors: the truths'
+errors, and those expected by the exact posteriors, which leaves out the luck of the draw.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from darkarc.evaluation.floor.posterior import bin_density, exact_densities
 from darkarc.evaluation.floor.store import even_sample
 from darkarc.evaluation.metrics import LEVELS, coverage, uniform_distance
 from darkarc.models import Posterior
+from darkarc.serving import OnnxRegressor
 from darkarc.simulation import draw_scenes, render
 from tests.evaluation.floor_oracle import sample
 
@@ -71,12 +75,15 @@ def against_monte_carlo(preset: str, noise: str, images: int, samples: int, seed
     print(f"widths {ratio.min():.3f} to {ratio.max():.3f} times Monte Carlo's (goal 0.9 to 1.1)")
 
 
-def calibration(preset: str, noise: str, images: int, seed: int, keep: Path | None) -> None:
+def calibration(
+    preset: str, noise: str, images: int, seed: int, keep: Path | None, model: Path | None
+) -> None:
     """Print coverage, PIT and error of exact posteriors of images spread evenly over the masses."""
     scenes = draw_scenes(preset, "axion", seed, range(20 * images))
     chosen = even_sample(scenes.log10_mass_ev, images)
     density, truth, seconds = [], [], []
-    for k in np.random.default_rng(1).permutation(chosen):
+    order = np.random.default_rng(1).permutation(chosen)
+    for k in order:
         file = None if keep is None else keep / f"{preset}-{noise}-{seed}-{k}.npz"
         if file is not None and file.exists():
             kept = np.load(file, allow_pickle=False)
@@ -93,6 +100,30 @@ def calibration(preset: str, noise: str, images: int, seed: int, keep: Path | No
                 write_file(file, content.getvalue())
         truth.append(float(scenes.log10_mass_ev[k]))
     report(preset, noise, np.array(density), np.array(truth), np.array(seconds))
+    if model is not None:
+        pixels = render(preset, scenes[order], noise=noise, seed=seed, indices=order).numpy()
+        beside(model, pixels, np.array(density), np.array(truth), preset, noise)
+
+
+def beside(
+    model: Path, pixels: np.ndarray, density: np.ndarray, truth: np.ndarray, preset: str, noise: str
+) -> None:
+    """Print a regressor's error on the images, as a multiple of the exact posteriors' own."""
+    regressor = OnnxRegressor(model, threads=1)
+    if regressor.spec.form != {"preset": preset, "noise": noise, "distances": "deeplense"}:
+        sys.exit(f"{model}: trained on {regressor.spec.form}, not on {preset} with {noise} noise")
+    median = regressor.predict(pixels.astype(np.float32), target=TARGET).median
+    exact = Posterior(np.linspace(*RANGE, FINE + 1), density, np.tile([1.0, 0, 0], (len(truth), 1)), TARGET)
+    own = np.abs(median - truth), np.abs(exact.median - truth)
+    centres = (exact.edges[1:] + exact.edges[:-1]) / 2
+    mass = density / density.sum(axis=1, keepdims=True)
+    expected = np.sum(mass * np.abs(centres - median[:, None]), axis=1), expected_error(exact)
+    print(f"  {model}: mean absolute error {own[0].mean():.4f} dex on the same images")
+    for what, (numerator, denominator) in (("errors", own), ("expected errors", expected)):
+        drawn = np.random.default_rng(0).integers(len(truth), size=(4000, len(truth)))
+        ratios = numerator[drawn].sum(axis=1) / denominator[drawn].sum(axis=1)
+        ratio = numerator.sum() / denominator.sum()
+        print(f"  {what}: {ratio:.3f} +- {ratios.std():.3f} times those of the exact posteriors")
 
 
 def report(preset: str, noise: str, density: np.ndarray, truth: np.ndarray, seconds: np.ndarray) -> None:
@@ -135,13 +166,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--coverage", type=int, default=0, help="images whose calibration is tested")
     parser.add_argument("--keep", type=Path, default=None, help="folder of exact posteriors")
+    parser.add_argument("--model", type=Path, default=None, help="an exported regressor of the same form")
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.images:
         against_monte_carlo(args.preset, args.noise, args.images, args.samples, args.seed)
     if args.coverage:
-        calibration(args.preset, args.noise, args.coverage, args.seed, args.keep)
+        calibration(args.preset, args.noise, args.coverage, args.seed, args.keep, args.model)
 
 
 if __name__ == "__main__":

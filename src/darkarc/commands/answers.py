@@ -16,6 +16,7 @@ from darkarc.commands._app import (
     Overrides,
     Params,
     Quiet,
+    cores,
     fail,
     say,
     verb,
@@ -87,6 +88,14 @@ def predict(
     pictures: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A picture of each lens and its answer, in here.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="The simulator's own likelihood: a second or more a lens; instrument's noise only.",
+        ),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes for --exact; 0: one a core.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Answer images of any number with class probabilities, mass, intervals and flags."""
@@ -102,6 +111,8 @@ def predict(
         progress=not quiet,
         resume=resume,
         pictures=pictures,
+        exact=exact,
+        workers=workers or cores(),
     )
     say(str(summary))
     if summary.n_unreadable == summary.n_images:

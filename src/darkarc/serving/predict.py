@@ -80,6 +80,8 @@ def predict_files(
     progress: bool = True,
     resume: bool = True,
     pictures: str | Path | None = None,
+    exact: bool = False,
+    workers: int = 1,
 ) -> PredictSummary:
     """Answer every image under `paths` and write the table `out` (.csv or .parquet, columns `COLUMNS`).
 
@@ -89,21 +91,24 @@ def predict_files(
     batch_size: images in memory at once.
     resume: go on where a killed call with the same regressor, paths and options stopped.
     pictures: a folder for a picture of each image that was read, named by its row.
+    exact: posteriors of the simulator's own likelihood, in so many processes (`workers`), where a lens of
+        the training's form explains the image (`darkarc.serving.exact`).
 
     The table is complete or absent. An image the regressor must not judge (another size, far from the
     training images, not readable) has empty numbers and the reason in `flag`.
 
-    Raises `PredictError` if there is nothing to read, `TableError` if `out` cannot be written.
+    Raises `PredictError` if there is nothing to read or no exact posterior, `TableError` if `out` cannot be
+    written.
     """
     out = Path(out)
     check_ending(out)
     if batch_size < 1 or not 0 <= gate <= 1:
         raise PredictError(f"expected batch_size >= 1 and a gate in [0, 1], found {batch_size} and {gate:g}")
-    answers = Answers(regressor, _target(regressor, target), gate)
+    answers = _answers(regressor, _target(regressor, target), gate, exact, workers)
     listed = [printable(str(path)) for path in paths]
     identity = {
         "regressor": fingerprint(regressor), "paths": listed, "target": answers.target, "gate": gate,
-        "batch_size": batch_size,
+        "batch_size": batch_size, "exact": exact,
     }  # fmt: skip
     with Journal(out, identity, resume=resume) as journal, _bar(progress) as advance:
         items, summary = _after_journal(journal, paths, out)
@@ -127,6 +132,16 @@ def predict_files(
         write_table(out, (row for batch in journal.batches() for row in batch))
         journal.remove()
     return summary
+
+
+def _answers(
+    regressor: Regressor | OnnxRegressor, target: str, gate: float, exact: bool, workers: int
+) -> "Answers":
+    if not exact:
+        return Answers(regressor, target, gate)
+    from darkarc.serving.exact import ExactAnswers  # needs the simulator, which takes seconds to import
+
+    return ExactAnswers(regressor, target, gate, workers)
 
 
 def _album(folder: str | Path) -> "Album":
@@ -175,6 +190,14 @@ class Answer:
         return None if self.among is None else self.among[self.place]
 
 
+@dataclass(frozen=True, eq=False)
+class Sharpened:
+    """A better posterior of one image, of length 1; or None, and why there is none."""
+
+    posterior: Posterior | None
+    why_not: str
+
+
 class Answers:
     """Turns a chunk of images into rows."""
 
@@ -219,17 +242,36 @@ class Answers:
         """Answers for images (N, H, W) with their names and flags."""
         posterior = self.regressor.predict(images, target=self.target, batch_size=len(images))
         quantiles, classes = posterior.quantile(LEVELS), posterior.class_probability
-        share = classes[:, CLASSES.index(self.class_name)]
-        verdicts = zip(said, unlikeness(posterior), limits(posterior), strict=True)
-        for k, ((name, noted), unlike, limit) in enumerate(verdicts):
-            flag = _joined(noted, unlike.flag)
-            if unlike.withheld:
+        share, unlike, limit = (
+            classes[:, CLASSES.index(self.class_name)],
+            unlikeness(posterior),
+            limits(posterior),
+        )
+        wanted = [k for k, one in enumerate(unlike) if not one.withheld and share[k] >= self.gate]
+        sharpened = self._sharpened(images, posterior, wanted) if wanted else {}
+        for k, (name, noted) in enumerate(said):
+            flag = _joined(noted, unlike[k].flag)
+            if unlike[k].withheld:
                 yield Answer(table_row(name, flag))
-            elif share[k] < self.gate:
+            elif k not in wanted:
                 other = f"not {self.class_name}-like (p_{self.class_name}={share[k]:.2g})"
                 yield Answer(table_row(name, _joined(flag, other), classes[k]))
+            elif (better := sharpened.get(k, _NOT_SHARPENED)).posterior is None:
+                flag = _joined(flag, better.why_not, limit[k])
+                yield Answer(table_row(name, flag, classes[k], quantiles[k]), posterior, k)
             else:
-                yield Answer(table_row(name, _joined(flag, limit), classes[k], quantiles[k]), posterior, k)
+                flag = _joined(flag, limits(better.posterior)[0])
+                values = better.posterior.quantile(LEVELS)[0]
+                yield Answer(table_row(name, flag, classes[k], values), better.posterior)
+
+    def _sharpened(
+        self, images: NDArray[np.float32], posterior: Posterior, wanted: Sequence[int]
+    ) -> dict[int, Sharpened]:
+        """Better posteriors of those images that are to get a mass; none by default."""
+        return {}
+
+
+_NOT_SHARPENED = Sharpened(None, "")
 
 
 def name_of(item: ImageItem) -> str:

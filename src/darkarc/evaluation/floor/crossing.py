@@ -73,13 +73,18 @@ def search(bank: Bank, likelihood: PixelLikelihood, guess: Tensor) -> Generator[
 
 def unexplained(bank: Bank, likelihood: PixelLikelihood, lattice: Lattice) -> tuple[int, int] | None:
     """Row and column of the pixel that the best node explains worst, if it is an outlier."""
+    score = residual(bank, likelihood, lattice).abs()
+    worst = int(score.argmax())
+    return divmod(worst, score.shape[1]) if float(score.flatten()[worst]) > OUTLIER else None
+
+
+def residual(bank: Bank, likelihood: PixelLikelihood, lattice: Lattice) -> Tensor:
+    """(H, W): what the best node leaves of the image, in standard deviations of each pixel."""
     best = int(lattice.value.argmax())
     parameters = lattice.parameters[best : best + 1].to(bank.device)
     node = lattice.nodes(lattice.places[best : best + 1]).to(bank.device)
     u = observe(bank.preset, *planes(bank.preset, bank.distances, node), parameters[:, :2])
-    score = _standardised(likelihood, u, parameters)[0].abs()
-    worst = int(score.argmax())
-    return divmod(worst, score.shape[1]) if float(score.flatten()[worst]) > OUTLIER else None
+    return _standardised(likelihood, u, parameters)[0]
 
 
 def _standardised(likelihood: PixelLikelihood, rate: Tensor, parameters: Tensor) -> Tensor:

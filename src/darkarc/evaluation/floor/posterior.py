@@ -1,8 +1,10 @@
 """The exact posterior of the axion mass of images whose noise is known: no regressor can do better."""
 
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 
@@ -14,6 +16,7 @@ from scipy.special import logsumexp
 
 from darkarc.config import CLASSES, DEFAULT_TARGET
 from darkarc.evaluation.floor.bank import Bank, make_bank
+from darkarc.evaluation.floor.crossing import residual
 from darkarc.evaluation.floor.explore import explored
 from darkarc.evaluation.floor.lattice import MassCurve, mass_curve
 from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
@@ -67,14 +70,42 @@ def exact_densities(
     device: str = "cpu",
 ) -> Iterator[Floats]:
     """The densities (bins,) of `exact_posterior`, one image after the other as they are ready."""
+    answers = exact_answers(
+        images, preset, noise, distances=distances, bins=bins, workers=workers, device=device
+    )
+    return (answer.density for answer in answers)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactAnswer:
+    """density: (K,) of the posterior; misfit: by how many of its standard deviations the chi-square of the
+    best parameters is off; worst: the largest residual of a pixel, in standard deviations."""
+
+    density: Floats
+    misfit: float
+    worst: float
+
+
+def exact_answers(
+    images: NDArray[np.generic] | Iterable[NDArray[np.generic]],
+    preset: str,
+    noise: str,
+    *,
+    distances: str = "deeplense",
+    bins: int = 256,
+    workers: int = 1,
+    device: str = "cpu",
+) -> Iterator[ExactAnswer]:
+    """As `exact_densities`, and how well a lens of the form explains each image."""
     reason = why_no_floor(preset, noise)
     if reason:
         raise NoFloor(reason)
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
     checked = (_right_size(image, preset) for image in images)
     with _curves(checked, (preset, noise, distances, device), workers) as curves:
-        for curve in curves:
-            yield bin_density(curve, edges)
+        for curve, residuals in curves:
+            misfit = (float(np.mean(residuals**2)) - 1) * math.sqrt(residuals.size / 2)
+            yield ExactAnswer(bin_density(curve, edges), misfit, float(np.abs(residuals).max()))
 
 
 def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
@@ -119,6 +150,8 @@ def bin_density(curve: MassCurve, edges: Floats) -> Floats:
 
 Form = tuple[str, str, str, str]
 """Preset, noise, distances, device."""
+Explanation = tuple[MassCurve, Floats]
+"""The log-evidence along the mass, and the residual (H, W) of the best parameters in standard deviations."""
 
 
 @cache
@@ -127,20 +160,22 @@ def _bank(preset: str, distances: str, device: str) -> Bank:
 
 
 @torch.no_grad()
-def _mass_curves(form: Form, images: Iterable[NDArray[np.generic]]) -> Iterator[MassCurve]:
-    """The log-evidence along the mass of each image."""
+def _mass_curves(form: Form, images: Iterable[NDArray[np.generic]]) -> Iterator[Explanation]:
     preset, noise, distances, device = form
-    for one in explored(_bank(preset, distances, device), noise, images):
-        yield mass_curve(one.lattice)
+    bank = _bank(preset, distances, device)
+    for one in explored(bank, noise, images):
+        yield mass_curve(one.lattice), residual(bank, one.likelihood, one.lattice).double().cpu().numpy()
 
 
-def _curve(form: Form, image: NDArray[np.generic]) -> MassCurve:
+def _curve(form: Form, image: NDArray[np.generic]) -> Explanation:
     return next(_mass_curves(form, [image]))
 
 
 @contextmanager
-def _curves(images: Iterable[NDArray[np.generic]], form: Form, workers: int) -> Iterator[Iterator[MassCurve]]:
-    """Curves of the images in order: here, or over processes of one thread each."""
+def _curves(
+    images: Iterable[NDArray[np.generic]], form: Form, workers: int
+) -> Iterator[Iterator[Explanation]]:
+    """Curves and residuals of the images in order: here, or over processes of one thread each."""
     if workers == 1:
         # The blocks are too small for several threads, which cost more than they bring on busy cores.
         threads = torch.get_num_threads()

@@ -1,0 +1,86 @@
+"""`predict --exact`: posteriors of the simulator's own likelihood, where a lens explains the image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from darkarc.evaluation.floor import exact_posterior
+from darkarc.models import Posterior
+from darkarc.serving import PredictError, load, predict_files
+from darkarc.serving.table import QUANTILES
+from darkarc.simulation import draw_scenes, render
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+CHOSEN = np.array([3, 4, 7])  # of log10 m -23.79, -22.99 and -23.21
+
+
+@pytest.fixture(scope="module")
+def truth() -> NDArray[np.float64]:
+    return np.asarray(draw_scenes("model_iii", "axion", 77, CHOSEN).log10_mass_ev)
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.float64]:
+    """Three lenses with a vortex; the second again, brighter by a percent; a smooth one; a flat frame."""
+    scenes = draw_scenes("model_iii", "axion", 77, CHOSEN)
+    lenses = render("model_iii", scenes, noise="physical", seed=77, indices=CHOSEN).numpy()
+    smooth = draw_scenes("model_iii", "no_sub", 77, range(1))
+    none = render("model_iii", smooth, noise="physical", seed=78).numpy()
+    return np.concatenate([lenses, 1.01 * lenses[1:2], none, np.ones_like(none)])
+
+
+@pytest.fixture(scope="module")
+def exact(images: NDArray[np.float64]) -> Posterior:
+    return exact_posterior(images[:3], "model_iii", "physical", bins=8192)
+
+
+def table(path: Path) -> list[dict[str, object]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_lenses_get_the_posterior_of_the_simulator(
+    workers: int,
+    images: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    exact: Posterior,
+    tmp_path: Path,
+) -> None:
+    np.save(tmp_path / "lenses.npy", images)
+    regressor, out = load(str(MODELS / "model_iii_physical.onnx")), tmp_path / "exact.parquet"
+    summary = predict_files(
+        regressor, [tmp_path / "lenses.npy"], out, exact=True, workers=workers, progress=False
+    )
+    assert (summary.n_mass, summary.n_other_class, summary.n_withheld) == (4, 1, 1)
+    rows = table(out)
+    own = regressor.predict(images.astype(np.float32))
+    medians = np.array([row["log10_mass_median"] for row in rows[:3]])
+    np.testing.assert_allclose(medians, exact.median, atol=2e-6)
+    assert np.all(np.abs(medians - truth) < 0.004) and np.all(exact.std < own.std[:3] / 2)
+    low, high = (np.array([row[name] for row in rows[:3]]) for name in ("q16", "q84"))
+    np.testing.assert_allclose(np.stack([low, high], axis=1), exact.interval(0.68), atol=2e-6)
+    assert [row["flag"] for row in rows[:3]] == [""] * 3
+    # No lens of this preset is a percent brighter: what the regressor says stands, and says so.
+    assert "not exact: no lens of this form explains it (chi-square off by +" in rows[3]["flag"]
+    np.testing.assert_allclose(rows[3]["log10_mass_median"], own.median[3], atol=2e-6)
+    assert all(row[name] is None for row in rows[4:] for name in QUANTILES)
+    assert rows[4]["p_no_sub"] is not None and rows[5]["p_no_sub"] is None
+
+
+@pytest.mark.parametrize("name", ["model_ii", "model_iii"])
+def test_a_form_without_noise_has_no_exact_posterior(name: str, tmp_path: Path) -> None:
+    regressor = load(str(MODELS / f"{name}.onnx"))
+    with pytest.raises(
+        PredictError, match=r"--exact: there is no exact posterior: .*only rounding limits it"
+    ):
+        predict_files(regressor, [tmp_path], tmp_path / "out.csv", exact=True)
+
+
+def test_a_regressor_that_does_not_know_its_form_is_refused(make_regressor, lenses, tmp_path: Path) -> None:
+    np.save(tmp_path / "lens.npy", lenses[0])
+    with pytest.raises(PredictError, match="--exact: this regressor does not say which preset"):
+        predict_files(make_regressor(), [tmp_path], tmp_path / "out.csv", exact=True)
