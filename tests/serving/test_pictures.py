@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from darkarc.config import DEFAULT_TARGET
 from darkarc.models import Posterior
 from darkarc.serving import predict_files
-from darkarc.serving.pictures import Album, picture_name
+from darkarc.serving.pictures import Album, picture_name, shown_range, significant_digits
 from darkarc.serving.table import table_row
 
 
@@ -39,6 +39,17 @@ def test_every_kind_of_answer_has_its_picture(tmp_path, lenses, posterior):
     pixels = [imread(path) for path in found]
     assert all(picture.shape[1] == 1440 for picture in pixels)
     assert pixels[2].shape[0] > pixels[0].shape[0], "a long flag has its lines"
+
+
+def test_a_narrow_posterior_is_enlarged_and_a_wide_one_is_not(posterior):
+    assert shown_range(posterior) == (-24, -22)
+    edges = np.linspace(-24, -22, 8193)
+    density = np.exp(-0.5 * ((0.5 * (edges[1:] + edges[:-1]) + 23.9995) / 0.0004) ** 2)
+    density /= density.sum() * (edges[1] - edges[0])
+    narrow = Posterior(edges, density[None], np.array([[1.0, 0, 0]]), DEFAULT_TARGET)
+    low, high = shown_range(narrow)
+    assert low == -24 and -23.9995 + 6 * 0.001 < high < -23.98
+    assert [significant_digits(width) for width in (0.3, 0.05, 0.0021, 0.00034, 0.0)] == [2, 3, 4, 5, 10]
 
 
 def test_predict_draws_them_and_goes_on_after_a_kill(tmp_path, lenses, wary, monkeypatch):

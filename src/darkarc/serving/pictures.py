@@ -1,5 +1,6 @@
 """`darkarc predict --pictures`: a picture for each lens, of the image and of what was said about it."""
 
+import math
 import re
 from pathlib import Path
 from textwrap import fill
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from darkarc.config import CLASSES
@@ -32,6 +34,8 @@ from darkarc.serving.table import PROBABILITIES, Row
 HEIGHT_INCHES = 2.5
 LINE_CHARACTERS = 118
 LONGEST_NAME = 60
+NARROW = 0.02
+"""A 90% interval narrower than this share of the prior is drawn enlarged."""
 
 
 class Album:
@@ -101,22 +105,49 @@ def _image(axes: Axes, image: NDArray[Any]) -> None:
 
 def _posterior(axes: Axes, posterior: Posterior) -> None:
     edges, density = posterior.edges, posterior.density[0]
+    median, (low, high) = float(posterior.median[0]), posterior.interval(0.68)[0]
+    digits = significant_digits(high - low)
     axes.stairs(density, edges, color=BLUE, linewidth=1.0)
     for level, alpha in ((0.90, 0.35), (0.68, 0.9)):
         low, high = posterior.interval(level)[0]
         inside = (edges[1:] > low) & (edges[:-1] < high)
         axes.stairs(
             np.where(inside, density, 0), edges, color=SKY, fill=True, alpha=alpha, linewidth=0,
-            label=f"{100 * level:.0f}%: {low:.2f} to {high:.2f}",
+            label=f"{100 * level:.0f}%: {low:.{digits}f} to {high:.{digits}f}",
         )  # fmt: skip
-    median = float(posterior.median[0])
-    axes.axvline(median, color=BLACK, linewidth=0.9, linestyle="--", label=f"median {median:.2f}")
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.45 * float(density.max()))
+    top = float(density.max())
+    axes.plot(
+        [median, median], [0, 1.05 * top], color=BLACK, linewidth=0.9, linestyle="--",
+        label=f"median {median:.{digits}f}",
+    )  # fmt: skip
+    shown = shown_range(posterior)
+    axes.set_xlim(*shown)
+    axes.set_ylim(0, 1.45 * top)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]  # a ScalarFormatter
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(axis_label(posterior.target))
+    whole = shown == (edges[0], edges[-1])
+    axes.set_xlabel(
+        axis_label(posterior.target) + ("" if whole else f"   (prior: {edges[0]:g} to {edges[-1]:g})")
+    )
     axes.legend(loc="upper left", ncols=2, fontsize=6.5, columnspacing=1.0, borderaxespad=0.1)
+
+
+def significant_digits(width: float) -> int:
+    """Decimals that show two digits of an interval's width; two at least."""
+    return max(2, 1 - math.floor(math.log10(max(width, 1e-9))))
+
+
+def shown_range(posterior: Posterior) -> tuple[float, float]:
+    """What is drawn of a posterior of length 1: all of the prior, or the surroundings of one
+    that would be a line in it."""
+    first, last = float(posterior.edges[0]), float(posterior.edges[-1])
+    low, high = posterior.interval(0.90)[0]
+    if high - low > NARROW * (last - first):
+        return first, last
+    width, middle = 6 * (high - low), float(posterior.median[0])
+    return max(first, middle - width), min(last, middle + width)
 
 
 def _classes(axes: Axes, probabilities: list[float]) -> None:
