@@ -30,7 +30,7 @@ from darkarc.evaluation.floor.bank import make_bank
 from darkarc.evaluation.floor.beside import expected_error
 from darkarc.evaluation.floor.explore import explored
 from darkarc.evaluation.floor.lattice import mass_curve
-from darkarc.evaluation.floor.posterior import bin_density, exact_densities
+from darkarc.evaluation.floor.posterior import bin_density, exact_answers
 from darkarc.evaluation.floor.store import even_sample
 from darkarc.evaluation.metrics import LEVELS, coverage, uniform_distance
 from darkarc.models import Posterior
@@ -92,7 +92,7 @@ def calibration(
         else:
             image = render(preset, scenes[np.array([k])], noise=noise, seed=seed, indices=np.array([k]))
             started = time.process_time()
-            density.append(next(exact_densities(image.numpy(), preset, noise, bins=FINE)))
+            density.append(next(exact_answers(image.numpy(), preset, noise, bins=FINE)).density)
             seconds.append(time.process_time() - started)
             if file is not None:
                 content = BytesIO()

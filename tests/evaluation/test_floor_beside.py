@@ -136,7 +136,7 @@ def test_what_was_computed_once_is_not_computed_again(store, cache, monkeypatch)
         assert list(images) == []
         return iter(())
 
-    monkeypatch.setattr(floor_store, "exact_densities", refuse)
+    monkeypatch.setattr(floor_store, "exact_answers", refuse)
     again = stored_posterior(store, np.arange(N)[::-1], cache=cache)
     np.testing.assert_array_equal(again.density[::-1], before.density)
 

@@ -50,30 +50,13 @@ def exact_posterior(
     Raises `NoFloor` for a form without noise and for images of another size.
     """
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
-    rows = exact_densities(
-        images, preset, noise, distances=distances, bins=bins, workers=workers, device=device
-    )
-    density = np.array(list(rows)).reshape(-1, bins)
-    classes = np.zeros((len(density), len(CLASSES)))
-    classes[:, CLASSES.index("axion")] = 1.0
-    return Posterior(edges, density, classes, DEFAULT_TARGET)
-
-
-def exact_densities(
-    images: NDArray[np.generic] | Iterable[NDArray[np.generic]],
-    preset: str,
-    noise: str,
-    *,
-    distances: str = "deeplense",
-    bins: int = 256,
-    workers: int = 1,
-    device: str = "cpu",
-) -> Iterator[Floats]:
-    """The densities (bins,) of `exact_posterior`, one image after the other as they are ready."""
     answers = exact_answers(
         images, preset, noise, distances=distances, bins=bins, workers=workers, device=device
     )
-    return (answer.density for answer in answers)
+    density = np.array([answer.density for answer in answers]).reshape(-1, bins)
+    classes = np.zeros((len(density), len(CLASSES)))
+    classes[:, CLASSES.index("axion")] = 1.0
+    return Posterior(edges, density, classes, DEFAULT_TARGET)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +79,8 @@ def exact_answers(
     workers: int = 1,
     device: str = "cpu",
 ) -> Iterator[ExactAnswer]:
-    """As `exact_densities`, and how well a lens of the form explains each image."""
+    """The densities of `exact_posterior`, one image after the other as they are ready, and how well a lens of
+    the form explains each."""
     reason = why_no_floor(preset, noise)
     if reason:
         raise NoFloor(reason)

@@ -14,7 +14,7 @@ from darkarc.data.store import Store
 from darkarc.durable import write_file
 from darkarc.evaluation.context import FLOOR_CACHE
 from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
-from darkarc.evaluation.floor.posterior import exact_densities
+from darkarc.evaluation.floor.posterior import exact_answers
 from darkarc.models import Posterior
 from darkarc.simulation import get_preset
 
@@ -82,7 +82,7 @@ def stored_posterior(
     for _ in found:
         if advance is not None:
             advance()
-    densities = exact_densities(
+    answers = exact_answers(
         (store.images([row])[0] for row in todo),
         form.preset,
         form.noise,
@@ -91,10 +91,10 @@ def stored_posterior(
         workers=max(1, min(workers, len(todo) // _A_WORKER)),
         device=device,
     )
-    for row, density in zip(todo, densities, strict=True):
-        found[row] = density
+    for row, answer in zip(todo, answers, strict=True):
+        found[row] = answer.density
         if folder is not None:
-            _write(folder, row, density)
+            _write(folder, row, answer.density)
         if advance is not None:
             advance()
     classes = np.zeros((len(rows), len(CLASSES)))
