@@ -1,4 +1,4 @@
-"""`predict --exact`: posteriors of the simulator's own likelihood, where a lens explains the image."""
+"""`predict --exact`, `combine --exact`: the simulator's own likelihood, where a lens explains the image."""
 
 from pathlib import Path
 
@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from darkarc.config import DEFAULT_TARGET
 from darkarc.evaluation.floor import exact_posterior
 from darkarc.models import Posterior
 from darkarc.serving import PredictError, load, predict_files
+from darkarc.serving.combine import combine_files
+from darkarc.serving.exact import ExactPosteriors
 from darkarc.serving.table import QUANTILES
-from darkarc.simulation import draw_scenes, render
+from darkarc.simulation import draw_scenes, render, simulate
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 CHOSEN = np.array([3, 4, 7])  # of log10 m -23.79, -22.99 and -23.21
@@ -69,6 +72,48 @@ def test_lenses_get_the_posterior_of_the_simulator(
     np.testing.assert_allclose(rows[3]["log10_mass_median"], own.median[3], atol=2e-6)
     assert all(row[name] is None for row in rows[4:] for name in QUANTILES)
     assert rows[4]["p_no_sub"] is not None and rows[5]["p_no_sub"] is None
+
+
+def test_a_population_is_the_product_of_exact_posteriors(tmp_path: Path) -> None:
+    """Of three lenses of one particle; a fourth, a percent too bright for the preset, does not count."""
+    mass = -23.1
+    images = simulate("model_iii", log10_mass_ev=np.full(4, mass), noise="physical", seed=12)
+    images[3] *= 1.01
+    np.save(tmp_path / "lenses.npy", images)
+    regressor = load(str(MODELS / "model_iii_physical.onnx"))
+    found = {
+        exact: combine_files(
+            regressor, [tmp_path / "lenses.npy"], tmp_path / "joint.json", axion_share=1.0, exact=exact
+        )
+        for exact in (False, True)
+    }
+    sharp = found[True]
+    assert sharp["exact"] and not found[False]["exact"]
+    assert sharp["n_lenses"] == 3 and sharp["left_out"][0]["path"].endswith("lenses.npy#3")
+    assert sharp["left_out"][0]["reason"].startswith("not exact: no lens of this form explains it")
+    assert sharp["correlation"] == 0 and sharp["power"] == 1 and "notice" not in sharp
+    density = exact_posterior(images[:3], "model_iii", "physical", bins=8192)
+    product = np.log(np.maximum(density.density, 1e-300)).sum(axis=0)
+    peak = float(density.centres[product.argmax()])
+    assert sharp["median"] == pytest.approx(peak, abs=5e-4)
+    low, high = sharp["interval_95"]
+    assert low - 1e-4 < mass < high + 1e-4
+    assert sharp["std"] < found[False]["std"] / 3
+
+
+def test_one_missed_maximum_does_not_rule_the_truth_out() -> None:
+    exact = ExactPosteriors(load(str(MODELS / "model_iii_physical.onnx")), DEFAULT_TARGET)
+    centres = 0.5 * (exact.edges[1:] + exact.edges[:-1])
+    wrong = np.exp(-0.5 * ((centres + 23.10) / 5e-4) ** 2)
+    wrong /= wrong.sum() * np.diff(exact.edges)[0]
+    edges = np.linspace(-24, -22, 65)
+    wide = np.exp(-0.5 * ((0.5 * (edges[1:] + edges[:-1]) + 23.0) / 0.1) ** 2)
+    own = Posterior(edges, (wide / (wide @ np.diff(edges)))[None], np.array([[1.0, 0, 0]]), DEFAULT_TARGET)
+    mixed = exact.guarded(wrong, own)
+    assert mixed @ np.diff(exact.edges) == pytest.approx(1)
+    truth = int(np.searchsorted(exact.edges, -23.0))
+    assert wrong[truth] < 1e-300 and mixed[truth] == pytest.approx(0.02 * own.density[0].max(), rel=0.1)
+    assert mixed.max() == pytest.approx(0.98 * wrong.max(), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["model_ii", "model_iii"])

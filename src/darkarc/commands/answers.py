@@ -22,6 +22,14 @@ from darkarc.commands._app import (
     verb,
 )
 
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="The simulator's own likelihood: a second or more a lens; instrument's noise only."
+    ),
+]
+ExactWorkers = Annotated[int, typer.Option("--workers", min=0, help="Processes for --exact; 0: one a core.")]
+
 
 @verb("darkarc register")
 def register(
@@ -139,6 +147,8 @@ def combine(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images predicted at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
+    exact: Exact = False,
+    workers: ExactWorkers = 0,
 ) -> None:
     """Combine many lenses into one posterior of the mass of one particle."""
     from darkarc.serving import load
@@ -151,6 +161,8 @@ def combine(
         axion_share=parse_share(axion_share),
         batch_size=batch_size,
         keep_flagged=keep_flagged,
+        exact=exact,
+        workers=workers or cores(),
     )
     low, high = found["interval_68"]
     left_out = f" ({found['n_left_out']} left out)" if found["n_left_out"] else ""

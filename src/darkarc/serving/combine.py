@@ -16,6 +16,7 @@ from darkarc.models import Population, PopulationError, PopulationErrors, Poster
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.models.population import UNKNOWN
 from darkarc.models.population_errors import KEY
+from darkarc.serving.exact import ExactPosteriors
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import UNREADABLE, name_of
 
@@ -39,10 +40,12 @@ def read_lenses(
     *,
     batch_size: int = 64,
     keep_flagged: bool = False,
+    exact: ExactPosteriors | None = None,
 ) -> Lenses:
     """Predict every image under `paths`; what `predict` withholds or flags as unlike training is left out.
 
-    Two kilobytes a lens are kept. Raises `PopulationError` if no lens is left.
+    exact: posteriors of the simulator's own likelihood; lenses that it cannot explain are left out.
+    A few kilobytes a lens are kept (64 with `exact`). Raises `PopulationError` if no lens is left.
     """
     if DEFAULT_TARGET not in regressor.targets:
         raise PopulationError(f"this regressor knows {', '.join(regressor.targets)}, not {DEFAULT_TARGET}")
@@ -70,9 +73,24 @@ def read_lenses(
             if pixels.withheld or answer.withheld or (flag and not keep_flagged):
                 left_out.append((name, flag))
             else:
-                names.append(name)
                 kept.append(k)
-        parts.append(posterior[np.array(kept, dtype=np.intp)])
+        chosen = posterior[np.array(kept, dtype=np.intp)]
+        if exact is not None and kept:
+            densities, places = [], []
+            for place, (density, why_not) in enumerate(exact.of(images[kept])):
+                if density is None:
+                    left_out.append((readable[kept[place]][0], why_not))
+                else:
+                    densities.append(exact.guarded(density, chosen[place]))
+                    places.append(place)
+            kept = [kept[place] for place in places]
+            classes = chosen.class_probability[places]
+            chosen = Posterior(
+                exact.edges, np.array(densities).reshape(-1, len(exact.edges) - 1), classes, DEFAULT_TARGET
+            )
+        names += [readable[k][0] for k in kept]
+        if kept:
+            parts.append(chosen)
     if not names:
         reasons = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise PopulationError(f"no usable lens under {', '.join(map(str, paths))}{reasons}")
@@ -93,15 +111,20 @@ def combine_files(
     axion_share: float | Literal["unknown", "trained"] | None = None,
     batch_size: int = 64,
     keep_flagged: bool = False,
+    exact: bool = False,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """The joint posterior of the lenses under `paths`; writes `out` (JSON) and its figure, `out` as .png.
 
     axion_share: share of axion-like lenses among these: a number, "unknown" (integrated out), "trained" (as
         in training). Default: "unknown" where the regressor knows its training share, else "trained".
 
+    exact: multiply posteriors of the simulator's own likelihood (`darkarc.serving.exact`), in so many
+        processes (`workers`): they have no errors in common.
+
     What the regressor knows of its common errors (`darkarc.models.population_errors`) keeps large populations
     honest; for a regressor that knows nothing the document says so.
-    Raises `PopulationError`.
+    Raises `PopulationError`, and `PredictError` where there are no exact posteriors.
     """
     from darkarc.serving.combine_figure import combine_figure
 
@@ -113,8 +136,9 @@ def combine_files(
             "this regressor does not know the share of axion-like images in its training: give --axion-share "
             "as a number or as trained, or train it again"
         )
-    lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged)
-    errors = PopulationErrors.of(known)
+    sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers) if exact else None
+    lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged, exact=sharp)
+    errors = PopulationErrors() if exact else PopulationErrors.of(known)
     options: dict[str, Any] = {"errors": errors}
     if share != "trained":
         options |= {"axion_share": share, "trained_share": trained if share != 1 else None}
@@ -122,10 +146,12 @@ def combine_files(
     found = {n: join(lenses.posterior[:n], **options) for n in steps}
     document = describe(lenses, found, share)
     median = found[len(lenses.names)].posterior.median
-    document["correlation"] = (
-        float(errors.correlations(len(lenses.names), median)[0]) if "correlation" in known else None
-    )
-    if "correlation" not in known:
+    fitted = exact or "correlation" in known
+    document |= {
+        "exact": exact,
+        "correlation": float(errors.correlations(len(lenses.names), median)[0]) if fitted else None,
+    }
+    if not fitted:
         document["notice"] = (
             "this regressor has no fitted correlation of errors: the interval of many lenses may be too "
             "narrow"
