@@ -96,14 +96,8 @@ def predict(
     pictures: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A picture of each lens and its answer, in here.")
     ] = None,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="The simulator's own likelihood: a second or more a lens; instrument's noise only.",
-        ),
-    ] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes for --exact; 0: one a core.")] = 0,
+    exact: Exact = False,
+    workers: ExactWorkers = 0,
     quiet: Quiet = False,
 ) -> None:
     """Answer images of any number with class probabilities, mass, intervals and flags."""

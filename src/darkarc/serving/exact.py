@@ -18,8 +18,6 @@ MISFIT = 5.0
 """Standard deviations of chi-square, from which on no lens of the form explains an image."""
 WORST = 6.0
 """Standard deviations that no pixel of an explained image reaches: 1 of 10^5 images of 4,096 pixels does."""
-
-
 MISSED = 0.02
 """Share of images in which the best of many narrow maxima is not found: 4 of 440 (`benchmarks/floor.py`), and
 a margin."""
@@ -91,10 +89,8 @@ class ExactAnswers(Answers):
         found: dict[int, Sharpened] = {}
         for k, (density, why_not) in zip(wanted, self._exact.of(images[list(wanted)]), strict=True):
             classes = posterior.class_probability[k : k + 1]
-            sharp = (
-                density
-                if density is None
-                else Posterior(self._exact.edges, density[None], classes, self.target)
-            )
+            sharp = None
+            if density is not None:
+                sharp = Posterior(self._exact.edges, density[None], classes, self.target)
             found[k] = Sharpened(sharp, why_not)
         return found
