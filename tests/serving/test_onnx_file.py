@@ -111,6 +111,28 @@ class TestReachesBeyondItself:
         model.training_info.add()
         refused(model, "functions or graphs beside")
 
+    def test_a_scan_may_hold_a_straight_line_and_nothing_else(self, refused, model):
+        def with_scan(*nodes, kind="Scan", **attributes):
+            del model.graph.node[n:]
+            body = helper.make_graph(list(nodes), "body", [], [])
+            model.graph.node.append(helper.make_node(kind, [], [], body=body, **attributes))
+            return model.graph.node[-1]
+
+        n = len(model.graph.node)
+        inner = helper.make_graph([], "inner", [], [])
+        with_scan(helper.make_node("Scan", [], [], body=inner))
+        refused(model, "Scan holds a graph of its own")
+        with_scan(helper.make_node("If", ["c"], [], then_branch=inner, else_branch=inner))
+        refused(model, "If holds a graph of its own")
+        with_scan(second=inner)
+        refused(model, "Scan holds a graph of its own")
+        with_scan(helper.make_node("Evil", ["x"], ["y"], domain="com.example"))
+        refused(model, "custom operators of 'com.example'")
+        value = TensorProto(name="leak", data_type=TensorProto.FLOAT, dims=[4])
+        value.data_location = TensorProto.EXTERNAL
+        with_scan(helper.make_node("Constant", [], ["leaked"], value=value))
+        refused(model, "'leak' lies in another file")
+
 
 class TestNotOurs:
     def test_without_our_description(self, refused, model):

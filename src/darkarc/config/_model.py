@@ -36,6 +36,11 @@ class ModelConfig(Section):
         description="what that fit frees: the source's position, or the vortex's quadrupole too, and the "
         "strength of noise-free lenses",
     )
+    vortex_fit: bool = Field(
+        False,
+        description="fit the vortex itself, from the network's answer on: sharper for light particles, at "
+        "ten times the cost; model_ii and model_iii with noise: physical",
+    )
     stretch_scale: float = Field(
         1.0, gt=0, description="deviations above nought from which on the stretch compresses"
     )

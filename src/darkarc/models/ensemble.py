@@ -70,7 +70,9 @@ class Ensemble(Regressor):
     def forward(self, images: Tensor) -> Prediction:
         features, channels = self.seen(images)
         probability, classes = self._of_members(features)
-        prediction = self.summarise(_logarithm(probability.mean(dim=0)), _logarithm(classes.mean(dim=0)))
+        logits = self.network_logits(_logarithm(probability.mean(dim=0)))
+        logits = self.with_vortex(logits, images, features)
+        prediction = self.conclude(logits, _logarithm(classes.mean(dim=0)))
         prediction = prediction._replace(std_between=self._between(probability, prediction.density))
         return self.with_novelty(prediction, images, features, channels)
 
@@ -107,7 +109,7 @@ class Ensemble(Regressor):
 
 def member_spec(spec: RegressorSpec) -> RegressorSpec:
     """Of one member: what belongs to the mixture is left out."""
-    model = spec.model | {"recalibration": "none", "novelty": "none"}
+    model = spec.model | {"recalibration": "none", "novelty": "none", "vortex_fit": False}
     return replace(spec, members=1, model=model)
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from darkarc.config import CLASSES, TARGET_CLASS, ModelConfig
+from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS, ModelConfig
 from darkarc.models.backbones import BACKBONES, BackboneError
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.lens_residual import LENSES
@@ -20,6 +20,7 @@ from darkarc.models.posterior import Posterior
 from darkarc.models.preprocessing import Standardise
 from darkarc.models.recalibration import Recalibration
 from darkarc.models.sealed import read_sealed, write_sealed
+from darkarc.models.vortex_fit import VortexFit, VortexFitError
 
 SCHEMA_VERSION = 1
 FACT_FEATURES = 64
@@ -27,7 +28,7 @@ FACT_FEATURES = 64
 QUANTILE_LEVELS = (0.05, 0.16, 0.84, 0.95)
 """Levels of `Prediction.quantiles`, those of the prediction table."""
 
-MODEL_BEFORE = {"novelty": "none", "lens_residual": "none", "lens_fit": "source"}
+MODEL_BEFORE = {"novelty": "none", "lens_residual": "none", "lens_fit": "source", "vortex_fit": False}
 """What a model has that was made before these keys of the section `model` were there."""
 
 WEIGHTS_FILE = "regressor.safetensors"
@@ -163,6 +164,7 @@ class Regressor(nn.Module):
         self.n_outputs = head.n_outputs
         self.grids = nn.ModuleList(Grid(low, high, model.bins) for low, high in spec.targets.values())
         self.recalibrations = nn.ModuleList(Recalibration(model.recalibration) for _ in spec.targets)
+        self.vortex_fit = self._vortex_fit(spec, model) if model.vortex_fit else None
         self.novelty: Novelty | None = None
         if model.novelty != "none":
             fitted = model.novelty == "full" and spec.form is not None and bool(LENSES[model.lens_residual])
@@ -171,6 +173,18 @@ class Regressor(nn.Module):
         levels = torch.tensor([0.5, *QUANTILE_LEVELS])
         self.register_buffer("levels", levels, persistent=False)
         self.auxiliary_layer: nn.Linear | None = None
+
+    def _vortex_fit(self, spec: RegressorSpec, model: ModelConfig) -> VortexFit:
+        if DEFAULT_TARGET not in spec.targets:
+            raise RegressorError(
+                f"model.vortex_fit: it tells {DEFAULT_TARGET}, which is not among the targets "
+                f"({', '.join(spec.targets)}): set it to false"
+            )
+        try:
+            grid = cast(Grid, self.grids[list(spec.targets).index(DEFAULT_TARGET)])
+            return VortexFit(self.n_features, spec.form, spec.shape, grid)
+        except VortexFitError as error:
+            raise RegressorError(str(error)) from error
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -225,7 +239,20 @@ class Regressor(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         features, channels = self.seen(images)
-        return self.with_novelty(self.summarise(*self.answers(features)), images, features, channels)
+        outputs, class_logits = self.answers(features)
+        logits = self.with_vortex(self.network_logits(outputs), images, features)
+        return self.with_novelty(self.conclude(logits, class_logits), images, features, channels)
+
+    def network_logits(self, outputs: Tensor) -> list[Tensor]:
+        """The heads' numbers (B, T, n_outputs) -> logits (B, K) of each target."""
+        return [self.head.logits(outputs[:, t], cast(Grid, grid)) for t, grid in enumerate(self.grids)]
+
+    def with_vortex(self, logits: list[Tensor], images: Tensor, features: Tensor) -> list[Tensor]:
+        """Each target's logits, the fitted vortex's in the axion mass's if there is a `model.vortex_fit`."""
+        if self.vortex_fit is None:
+            return logits
+        t = self.targets.index(DEFAULT_TARGET)
+        return [*logits[:t], self.vortex_fit(images, features, logits[t]), *logits[t + 1 :]]
 
     def with_novelty(
         self, prediction: Prediction, images: Tensor, features: Tensor, channels: Tensor
@@ -236,11 +263,15 @@ class Regressor(nn.Module):
         return prediction._replace(novelty=self.novelty(images, features, channels))
 
     def summarise(self, outputs: Tensor, class_logits: Tensor) -> Prediction:
-        """What `head_outputs` gave -> `Prediction`."""
+        """What `head_outputs` gave -> `Prediction`, without a fitted vortex."""
+        return self.conclude(self.network_logits(outputs), class_logits)
+
+    def conclude(self, logits: list[Tensor], class_logits: Tensor) -> Prediction:
+        """Logits (B, K) of each target, and the classes' -> `Prediction`, recalibrated."""
         densities, quantiles = [], []
         for t, grid in enumerate(self.grids):
             assert isinstance(grid, Grid)
-            probability = self.recalibrations[t](self.head.logits(outputs[:, t], grid))  # (B, K)
+            probability = self.recalibrations[t](logits[t])  # (B, K)
             densities.append(probability / grid.width)
             quantiles.append(self._quantiles(probability, grid))
         all_quantiles = torch.stack(quantiles, dim=1)  # (B, T, 5)

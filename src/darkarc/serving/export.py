@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darkarc.models import QUANTILE_LEVELS, Posterior, Prediction, Regressor, RegressorSpec
-from darkarc.serving.onnx_file import INPUT, SPEC_KEY, OnnxError, outputs_of
+from darkarc.serving.onnx_file import INPUT, SPEC_KEY, OnnxError, outputs_of, scan_bodies
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.onnx_seal import seal
 from darkarc.simulation import draw_scenes, render
@@ -91,7 +91,7 @@ def _trace(regressor: Regressor, opset: int) -> "ModelProto":
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 1, *regressor.shape)
     try:
-        with warnings.catch_warnings(), _errors_only("torch.onnx"):
+        with warnings.catch_warnings(), _errors_only("torch.onnx"), torch.no_grad():
             # The exporter's own advice, and deprecations inside of it: nothing a user could act on.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -112,11 +112,13 @@ def _trace(regressor: Regressor, opset: int) -> "ModelProto":
 
 def _strip(model: "ModelProto") -> None:
     """Drop what the exporter notes for debugging: stack traces with paths, names of Python classes."""
-    graph = model.graph
-    del graph.value_info[:]
-    for noted in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        noted.doc_string = ""
-        del noted.metadata_props[:]
+    model.doc_string = ""
+    del model.metadata_props[:]
+    for graph in (model.graph, *scan_bodies(model.graph)):
+        del graph.value_info[:]
+        for noted in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+            noted.doc_string = ""
+            del noted.metadata_props[:]
 
 
 def _describe(model: "ModelProto", regressor: Regressor) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from darkarc.serving.onnx_file import scan_bodies
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
@@ -33,6 +35,8 @@ def backbone_in_half(model: "ModelProto") -> int:
     inside = {name for k in half for name in graph.node[k].output}
     leaving = {name for k, node in enumerate(graph.node) if k not in half for name in node.input} & inside
     leaving |= {output.name for output in graph.output} & inside
+    looped = {name for body in scan_bodies(graph) for node in body.node for name in node.input}
+    leaving |= looped & inside
     nodes: list[NodeProto] = []
     cast: set[str] = set()
 
@@ -66,6 +70,7 @@ def backbone_in_half(model: "ModelProto") -> int:
             if name in leaving
         ]
     used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    used |= looped
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     convolutions = sum(graph.node[k].op_type == "Conv" for k in half)
     # Types noted for values that no longer have them.

@@ -1,7 +1,9 @@
 """Reading an ONNX file from anywhere: what it may hold, checked before anything of it runs.
 
-A graph accepted here is one file of standard operators in a straight line, with darkarc's metadata. It
-cannot read other files, load libraries or loop; what it computes is still the business of who made it.
+A graph accepted here is one file of standard operators, with darkarc's metadata: in a straight line, but
+for `Scan`, whose body is such a line itself and runs once for each row of a tensor (the steps of a fit). It
+cannot read other files, load libraries, branch or loop without end; what it computes is still the business
+of who made it.
 """
 
 import math
@@ -27,6 +29,8 @@ OUTPUTS = Prediction._fields
 
 MAX_BYTES = 512 * 1024**2
 MAX_SPEC_BYTES = 4 * 1024**2
+SCAN = "Scan"
+"""The only operator with a graph of its own that a regressor may have."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -94,20 +98,26 @@ def _check_graph(path: Path, model: "ModelProto") -> None:
 
     if model.functions or model.training_info:
         raise OnnxError(f"{path}: holds functions or graphs beside the regressor's; not an export of darkarc")
-    domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
+    graphs = [model.graph, *scan_bodies(model.graph)]
+    domains = {entry.domain for entry in model.opset_import}
+    domains |= {node.domain for graph in graphs for node in graph.node}
     foreign = sorted(domain for domain in domains if domain not in STANDARD_DOMAINS)
     if foreign:
         raise OnnxError(
             f"{path}: uses custom operators of {', '.join(map(repr, foreign))}; only standard ones run"
         )
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+    for graph in graphs:
+        for node in graph.node:
+            inner = [
+                a.type for a in node.attribute if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+            ]
+            body = graph is model.graph and node.op_type == SCAN and inner == [AttributeProto.GRAPH]
+            if inner and not body:
                 raise OnnxError(
                     f"{path}: operator {node.op_type} holds a graph of its own (a loop or a branch); "
                     "not an export of darkarc"
                 )
-    for tensor in _tensors(model.graph):
+    for tensor in (tensor for graph in graphs for tensor in _tensors(graph)):
         if tensor.external_data or tensor.data_location:
             raise OnnxError(
                 f"{path}: tensor {tensor.name!r} lies in another file; a regressor is one file. "
@@ -115,8 +125,16 @@ def _check_graph(path: Path, model: "ModelProto") -> None:
             )
 
 
+def scan_bodies(graph: "GraphProto") -> list["GraphProto"]:
+    """The bodies of a graph's scans. They may use any value of the graph around them."""
+    from onnx import AttributeProto
+
+    scans = (node for node in graph.node if node.op_type == SCAN)
+    return [a.g for node in scans for a in node.attribute if a.type == AttributeProto.GRAPH]
+
+
 def _tensors(graph: "GraphProto") -> Iterator["TensorProto"]:
-    """Every tensor that a graph without subgraphs can hold."""
+    """Every tensor that a graph can hold, those of its subgraphs left out."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)

@@ -10,6 +10,7 @@ from darkarc.simulation.deflection import (
     subhalo_deflection,
     vortex_deflection,
     vortex_half_length_arcsec,
+    vortex_point_arcsec2,
 )
 from darkarc.simulation.imaging import (
     model_image,
@@ -20,6 +21,7 @@ from darkarc.simulation.imaging import (
     source_plane,
 )
 from darkarc.simulation.interface import simulate
+from darkarc.simulation.line_slopes import line_slopes
 from darkarc.simulation.noise import add_keyed_noise, add_noise, noise_moments
 from darkarc.simulation.presets import (
     DISTANCES,
@@ -49,6 +51,7 @@ __all__ = [
     "add_noise",
     "draw_scenes",
     "get_preset",
+    "line_slopes",
     "log_peak_flux",
     "model_image",
     "n_deviates",
@@ -66,4 +69,5 @@ __all__ = [
     "subhalo_deflection",
     "vortex_deflection",
     "vortex_half_length_arcsec",
+    "vortex_point_arcsec2",
 ]

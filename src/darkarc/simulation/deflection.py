@@ -78,19 +78,24 @@ def vortex_deflection(
 
     Differentiable with respect to both parameters. window: rows and columns (int64) of the pixels wanted.
     """
-    lens = preset.lens
     axis = pixel_axis_arcsec(preset, log10_mass_ev.device)
     y, x = (axis, axis) if window is None else (axis[window[0]], axis[window[1]])
-    strength = einstein_radius2_arcsec2(lens.vortex_mass_msun / lens.vortex_points, distances)
     return line_deflection(
         x,
         y,
         vortex_half_length_arcsec(preset, log10_mass_ev),
         angle_rad,
-        points=lens.vortex_points,
-        einstein_radius2_arcsec2=strength * deflection_rescaling(preset, distances),
+        points=preset.lens.vortex_points,
+        einstein_radius2_arcsec2=vortex_point_arcsec2(preset, distances),
         dtype=dtype,
     )
+
+
+def vortex_point_arcsec2(preset: Preset, distances: str = "deeplense") -> float:
+    """theta^2 of each mass of the vortex, arcsec^2, DeepLense's rescaling included."""
+    lens = preset.lens
+    strength = einstein_radius2_arcsec2(lens.vortex_mass_msun / lens.vortex_points, distances)
+    return strength * deflection_rescaling(preset, distances)
 
 
 def subhalo_deflection(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 _NEAR = 8.0
 # (1 - 2^(1-2k)) B_2k / (2k): coefficients of z^-2k in psi(1/2 + z) - ln z.
-_SERIES = (1 / 24, -7 / 960, 31 / 8064, -127 / 30720, 511 / 67584)
+END_SERIES = (1 / 24, -7 / 960, 31 / 8064, -127 / 30720, 511 / 67584)
 # Terms that matter _NEAR spacings from an end: the first one left out is 2e-6 and 7e-12 of S ~ 1.
 _TERMS = {torch.float32: 1, torch.float64: 4}
 _SHIFT = 8
@@ -88,7 +88,7 @@ def _rod(along: Tensor, across: Tensor, points: int, terms: int) -> tuple[Tensor
     difference2 = torch.add(sum2, across2, alpha=-2)
     inverse_far, inverse_near = (to_far * to_far).reciprocal(), (to_near * to_near).reciprocal()
     odd, even = inverse_far - inverse_near, inverse_far + inverse_near
-    first = _SERIES[0] / (points / 2) ** 2
+    first = END_SERIES[0] / (points / 2) ** 2
     parallel = torch.add(torch.log(to_far / to_near) * 0.5, difference2 * odd, alpha=first)
     parallel = torch.addcmul(parallel, distance, even, value=2 * first)
     perpendicular = torch.addcmul(perpendicular, across, torch.addcmul(even, distance, odd), value=2 * first)
@@ -105,7 +105,7 @@ def _rod(along: Tensor, across: Tensor, points: int, terms: int) -> tuple[Tensor
 
 def _end_series(t_re: Tensor, t_im: Tensor, unit: float, terms: int, first: int = 0) -> tuple[Tensor, Tensor]:
     """psi(1/2 + z) - ln z: its series in t = (z / unit)^-2 by Horner's rule, `terms` less the `first`."""
-    coefficients = [c / unit ** (2 * k) for k, c in enumerate(_SERIES[:terms], start=1)]
+    coefficients = [c / unit ** (2 * k) for k, c in enumerate(END_SERIES[:terms], start=1)]
     coefficients[:first] = [0.0] * first
     sum_re, sum_im = t_re * coefficients[-1], t_im * coefficients[-1]
     for coefficient in coefficients[-2::-1]:
@@ -169,7 +169,7 @@ def _digamma_half(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
     norm2 = z_re * z_re + im * im
     inverse2 = norm2.square().reciprocal()
     t_re, t_im = (z_re * z_re - im * im) * inverse2, z_re * im * inverse2 * -2
-    series_re, series_im = _end_series(t_re, t_im, 1.0, len(_SERIES))
+    series_re, series_im = _end_series(t_re, t_im, 1.0, len(END_SERIES))
     # Term by term: torch's sum over an axis rounds differently at different places.
     psi_re, psi_im = torch.log(norm2) * 0.5 + series_re, torch.atan(im / z_re) + series_im
     for term_re, term_im in zip(low_re, low_im, strict=True):
