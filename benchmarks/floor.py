@@ -11,7 +11,9 @@ proposal comes from the floor's lattice, so that a mode that the lattice missed 
 what the coverage is for. Densities are computed in bins much finer than a `Posterior`'s usual 256. With
 --keep FOLDER a killed run goes on, and more images are added to those that are there. With --model the
 regressor answers the same images, and its error is divided by that of the exact posteriors: the truths'
-errors, and those expected by the exact posteriors, which leaves out the luck of the draw.
+errors, and those expected by the exact posteriors, which leaves out the luck of the draw. Images whose best
+lens does not explain them (`darkarc predict --exact` says so too: the search missed the maximum) count for
+neither.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from darkarc.evaluation.floor.store import even_sample
 from darkarc.evaluation.metrics import LEVELS, coverage, uniform_distance
 from darkarc.models import Posterior
 from darkarc.serving import OnnxRegressor
+from darkarc.serving.exact import MISFIT, WORST
 from darkarc.simulation import draw_scenes, render
 from tests.evaluation.floor_oracle import sample
 
@@ -81,28 +84,34 @@ def calibration(
     """Print coverage, PIT and error of exact posteriors of images spread evenly over the masses."""
     scenes = draw_scenes(preset, "axion", seed, range(20 * images))
     chosen = even_sample(scenes.log10_mass_ev, images)
-    density, truth, seconds = [], [], []
+    density, truth, seconds, explained = [], [], [], []
     order = np.random.default_rng(1).permutation(chosen)
     for k in order:
         file = None if keep is None else keep / f"{preset}-{noise}-{seed}-{k}.npz"
-        if file is not None and file.exists():
-            kept = np.load(file, allow_pickle=False)
+        kept = np.load(file, allow_pickle=False) if file is not None and file.exists() else {}
+        if "misfit" in kept:
             density.append(kept["density"].astype(np.float64))
             seconds.append(float(kept["seconds"]))
+            misfit, worst = float(kept["misfit"]), float(kept["worst"])
         else:
             image = render(preset, scenes[np.array([k])], noise=noise, seed=seed, indices=np.array([k]))
             started = time.process_time()
-            density.append(next(exact_answers(image.numpy(), preset, noise, bins=FINE)).density)
+            answer = next(exact_answers(image.numpy(), preset, noise, bins=FINE))
+            density.append(answer.density)
+            misfit, worst = answer.misfit, answer.worst
             seconds.append(time.process_time() - started)
             if file is not None:
                 content = BytesIO()
-                np.savez(content, density=density[-1].astype(np.float32), seconds=seconds[-1])
+                narrow = density[-1].astype(np.float32)
+                np.savez(content, density=narrow, seconds=seconds[-1], misfit=misfit, worst=worst)
                 write_file(file, content.getvalue())
         truth.append(float(scenes.log10_mass_ev[k]))
+        explained.append(abs(misfit) < MISFIT and worst < WORST)
     report(preset, noise, np.array(density), np.array(truth), np.array(seconds))
     if model is not None:
         pixels = render(preset, scenes[order], noise=noise, seed=seed, indices=order).numpy()
-        beside(model, pixels, np.array(density), np.array(truth), preset, noise)
+        good = np.array(explained)
+        beside(model, pixels[good], np.array(density)[good], np.array(truth)[good], preset, noise)
 
 
 def beside(
@@ -118,7 +127,7 @@ def beside(
     centres = (exact.edges[1:] + exact.edges[:-1]) / 2
     mass = density / density.sum(axis=1, keepdims=True)
     expected = np.sum(mass * np.abs(centres - median[:, None]), axis=1), expected_error(exact)
-    print(f"  {model}: mean absolute error {own[0].mean():.4f} dex on the same images")
+    print(f"  {model}: mean absolute error {own[0].mean():.4f} dex on the {len(truth)} explained images")
     for what, (numerator, denominator) in (("errors", own), ("expected errors", expected)):
         drawn = np.random.default_rng(0).integers(len(truth), size=(4000, len(truth)))
         ratios = numerator[drawn].sum(axis=1) / denominator[drawn].sum(axis=1)

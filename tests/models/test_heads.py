@@ -11,6 +11,7 @@ from scipy.stats import truncnorm
 from darkarc import config
 from darkarc.config import ModelConfig
 from darkarc.models import HEADS, Grid, Head
+from darkarc.models.heads import BinnedHead
 
 LOW, HIGH, BINS = -24.0, -22.0, 256
 
@@ -184,3 +185,21 @@ def test_a_points_density_is_two_halves_of_truncated_normals_and_never_moves_it(
     assert density(head, outputs, grid)[0] == pytest.approx(np.concatenate(expected), rel=2e-3)
     head.loss(outputs, torch.tensor([-22.2]), grid, 0.02).sum().backward()
     assert outputs.grad[0, 0] == 0 and outputs.grad[0, 1] != 0
+
+
+def test_shared_probabilities_are_those_of_coarser_bins():
+    """`free_bins`: the same loss, but for the bins' width, and the same density."""
+    generator = torch.Generator().manual_seed(1)
+    outputs, truth = torch.randn(6, 16, generator=generator), torch.linspace(-23.9, -22.1, 6)
+    coarse, fine = Grid(-24.0, -22.0, 16), Grid(-24.0, -22.0, 64)
+    plain, shared = (BinnedHead(ModelConfig(bins=bins, free_bins=free)) for bins, free in ((16, 0), (64, 16)))
+    assert plain.n_outputs == shared.n_outputs == 16
+    torch.testing.assert_close(
+        shared.logits(outputs, fine).softmax(dim=1) / fine.width,
+        (plain.logits(outputs, coarse).softmax(dim=1) / coarse.width).repeat_interleave(4, dim=1),
+    )
+    torch.testing.assert_close(
+        shared.loss(outputs, truth, fine, 0.01), plain.loss(outputs, truth, coarse, 0.01)
+    )
+    with pytest.raises(ValueError, match="divisor of bins"):
+        ModelConfig(bins=64, free_bins=15)

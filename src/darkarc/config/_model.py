@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from darkarc.config._section import Section
 
@@ -60,6 +60,9 @@ class ModelConfig(Section):
     knots: int = Field(16, ge=2, le=256, description="head: spline: pieces of the spline")
     quantiles: int = Field(31, ge=3, le=255, description="head: quantile: number of quantiles")
     bins: int = Field(256, ge=8, le=4096, description="bins of the posterior's grid over the prior range")
+    free_bins: int = Field(
+        0, ge=0, le=4096, description="head: binned: free probabilities, each of equally many bins; 0: all"
+    )
     recalibration: Literal["none", "temperature", "isotonic", "conformal", "local"] = Field(
         "local", description="how the calibration split mends the widths of the posteriors"
     )
@@ -67,3 +70,11 @@ class ModelConfig(Section):
         "full",
         description="a score in the model for images unlike the training's; full: sees blur by a fitted lens",
     )
+
+    @field_validator("free_bins")
+    @classmethod
+    def _divides(cls, value: int, info: ValidationInfo) -> int:
+        bins = info.data.get("bins")
+        if value and bins is not None and bins % value:
+            raise ValueError(f"expected a divisor of bins ({bins})")
+        return value

@@ -32,9 +32,8 @@ class Ensemble(Regressor):
         self.members = nn.ModuleList(Regressor(single) for _ in range(spec.members))
         first = cast(Regressor, self.members[0])
         # The mixture's logits are the logarithms of its bins' probabilities, whatever the members' head.
-        self._prepare(
-            spec, BinnedHead(ModelConfig.model_validate(spec.model)), spec.members * first.n_features
-        )
+        mixture = ModelConfig.model_validate(spec.model | {"free_bins": 0})
+        self._prepare(spec, BinnedHead(mixture), spec.members * first.n_features)
 
     @classmethod
     def of(cls, regressors: Sequence[Regressor]) -> "Ensemble":

@@ -65,8 +65,8 @@ class FittedLine(NamedTuple):
 class LineFit(nn.Module):
     """Images (B, H, W) in counts a second, with noise, and starts (B, S, 4) -> `FittedLine`.
 
-    Only for presets whose images are counts a second with the instrument's own noise (`line_can_be_fitted`).
-    prior: range of log10 m.
+    Only for presets whose images are counts a second with the instrument's own noise: `VortexFit` sees to
+    it. prior: range of log10 m.
     """
 
     axis: Tensor
@@ -208,7 +208,8 @@ class LineFit(nn.Module):
 def repeat(step: Step, state: Carry, given: Tensor) -> tuple[Carry, Carry]:
     """`step` for each row of `given`, from state to state: the last state, and what each gave, stacked.
 
-    In an exported graph a loop that stands there once: unrolled it would have some ten thousand nodes.
+    In an exported graph a loop that stands there once: unrolled it would have some ten thousand nodes, which
+    the exporter does not finish in ten minutes. (Elsewhere torch would compile a scan first, for a minute.)
     """
     if torch.compiler.is_exporting():
         from torch._higher_order_ops.scan import scan
