@@ -1,11 +1,12 @@
 """The weight of a fitted vortex: learned where it is earned, and the network's own answer everywhere else."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from darkarc.models import Grid, RegressorError
+from darkarc.models import Ensemble, Grid, Regressor, RegressorError
 from darkarc.models.vortex_fit import N_FACTS, VortexFit, VortexFitError
 
 FORM = {"preset": "model_iii", "noise": "physical", "distances": "deeplense"}
@@ -116,7 +117,23 @@ def test_other_images_are_refused(form, shape):
 
 
 def test_the_regressor_says_so(spec):
-    from darkarc.models import Regressor
-
     with pytest.raises(RegressorError, match=r"model\.vortex_fit"):
         Regressor(spec(vortex_fit=True))
+
+
+def test_an_ensemble_fits_once_for_all_its_members(spec):
+    made = spec(shape=(64, 64), vortex_fit=True, bins=64, free_bins=16, novelty="none")
+    made = replace(made, form=FORM)
+    members = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        member = Regressor(made).eval()
+        torch.nn.init.normal_(member.target_layer.weight, std=0.5)
+        members.append(member)
+    ensemble = Ensemble.of(members)
+    assert isinstance(ensemble.vortex_fit, VortexFit)
+    assert all(member.vortex_fit is None for member in ensemble.members)
+    images = torch.randn(3, 1, 64, 64)
+    with torch.inference_mode():
+        mean = torch.stack([member(images).density for member in members]).mean(dim=0)
+        torch.testing.assert_close(ensemble(images).density, mean, rtol=1e-3, atol=1e-4)
