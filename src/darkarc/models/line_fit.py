@@ -47,6 +47,8 @@ _STEEPEST_ARCSEC = 1.5
 is taken for less. Next to a mass of the vortex the least of changes throws a ray far: the slope there holds
 within those alone, and one such pixel would promise a width ten times too small and a step to nowhere."""
 _LEAST = 1e-30
+_AT_ONCE = 32
+"""Images worked on together: on a CPU their temporaries stay in its cache, which is twice as fast."""
 
 
 Carry = list[Tensor]
@@ -92,6 +94,14 @@ class LineFit(nn.Module):
         self.background = float(instrument.background_sigma(self.seconds)) ** 2
 
     def forward(self, images: Tensor, starts: Tensor) -> FittedLine:
+        if torch.compiler.is_exporting() or images.is_cuda or images.shape[0] <= _AT_ONCE:
+            return self._fitted(images, starts)
+        parts = [
+            self._fitted(*part) for part in zip(images.split(_AT_ONCE), starts.split(_AT_ONCE), strict=True)
+        ]
+        return FittedLine(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _fitted(self, images: Tensor, starts: Tensor) -> FittedLine:
         starts, chi_square = self._scan(images, starts)
         best = chi_square.topk(KEPT, dim=1, largest=False).indices  # (B, KEPT)
         kept = starts.gather(1, best[:, :, None].expand(-1, -1, N_PARAMETERS)).flatten(0, 1)
