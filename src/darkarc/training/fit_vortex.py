@@ -6,11 +6,10 @@ from torch import Tensor
 from darkarc.config import DEFAULT_TARGET
 from darkarc.data.batches import BatchError, ImageSource
 from darkarc.models import Grid, Regressor
+from darkarc.training.objectives import VALIDATION_BATCH
 
 LEAST_LENSES = 300
 """With fewer axion-like lenses the weight of the fit would be mostly chance."""
-_BATCH = 64
-"""Lenses fitted at once: their starts' images fill a processor's cache."""
 
 
 def fit_vortex(regressor: Regressor, source: ImageSource, features: Tensor, logits: list[Tensor]) -> float:
@@ -37,7 +36,7 @@ def fit_vortex(regressor: Regressor, source: ImageSource, features: Tensor, logi
         facts = torch.cat(
             [
                 fit.measure(source.batch(rows).images, features[rows], logits[t][rows])
-                for rows in torch.arange(len(source), device=source.device).split(_BATCH)
+                for rows in torch.arange(len(source), device=source.device).split(VALIDATION_BATCH)
             ]
         )
     facts = facts.clone()
