@@ -14,6 +14,7 @@ from darkarc.config import Config
 from darkarc.models import read_sealed, write_sealed
 from darkarc.tracking.tracker import NullTracker
 from darkarc.tuning.data_view import SearchView, open_view
+from darkarc.tuning.memory import give_memory_back
 from darkarc.tuning.metrics import calibration_error, million_parameters, worst
 from darkarc.tuning.population import values_at
 from darkarc.tuning.space import Assignment
@@ -39,7 +40,10 @@ def make_trainable(settings: TrialSettings) -> Trainable:
     """The function that Ray runs for each trial; its argument names the trial and where it starts."""
 
     def run_trial(trial: dict[str, Any]) -> None:
-        _run(settings, trial)
+        try:
+            _run(settings, trial)
+        finally:
+            give_memory_back()
 
     return run_trial
 
