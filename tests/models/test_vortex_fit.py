@@ -10,7 +10,7 @@ from darkarc.models import Ensemble, Grid, Regressor, RegressorError
 from darkarc.models.vortex_fit import N_FACTS, VortexFit, VortexFitError
 
 FORM = {"preset": "model_iii", "noise": "physical", "distances": "deeplense"}
-GRID = Grid(-24.0, -22.0, 256)
+GRID = Grid(-24.0, -22.0, 1024)
 F = 12
 
 
@@ -40,43 +40,90 @@ def problem(n: int, seed: int):
     return logits, facts, (truth.double() + 1) / GRID.width, right
 
 
+def sigma_of_fit(gate):
+    """(N,) standard deviation of fit and halo together, in sigmas of the fit."""
+    fit, halo = gate.weights[:, 0], gate.weights[:, 1]
+    return gate.scale * ((fit + halo * gate.halo**2) / (fit + halo)).sqrt()
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """A fit that has learned from `problem(3000, 0)`, and what it says to have gained."""
+    fit = vortex_fit()
+    return fit, fit.fit_weight(*problem(3000, 0)[:3])
+
+
 class TestWeight:
-    def test_it_learns_which_fits_to_believe(self):
-        fit = vortex_fit()
-        logits, facts, place, _ = problem(3000, 0)
-        gain = fit.fit_weight(logits, facts, place)
+    def test_it_learns_which_fits_to_believe(self, taught):
+        fit, gain = taught
         logits, facts, place, right = problem(2000, 1)
-        weight, scale = fit._gate(facts, fit.first, fit.second)
+        gate = fit._gate(facts, fit.first, fit.second)
+        weight, deviation = 1 - gate.weights[:, 2], sigma_of_fit(gate)
         assert float(weight[right].mean()) > 0.9 > 0.2 > float(weight[~right].mean())
-        assert 0.8 < float(scale[right].median()) < 1.3
+        assert 0.8 < float(deviation[right].median()) < 1.3
         bins = place.long()[:, None]
         own, mixed = (x.log_softmax(dim=1).gather(1, bins).mean() for x in (logits, fit.mixed(logits, facts)))
         # A right fit is 12 times narrower than the network: ln 12 nats for every second lens.
         assert float(mixed - own) == pytest.approx(gain, abs=0.1)
         assert gain == pytest.approx(math.log(12.5) / 2, abs=0.2)
 
-    def test_the_mixture_is_a_density(self):
-        fit = vortex_fit()
-        logits, facts, place, _ = problem(500, 2)
-        fit.fit_weight(logits, facts, place)
+    def test_the_mixture_is_a_density(self, taught):
+        fit, _ = taught
+        logits, facts, _, _ = problem(500, 2)
         mixed = fit.mixed(logits, facts).exp()
         assert mixed.shape == logits.shape
         torch.testing.assert_close(mixed.sum(dim=1), torch.ones(500), atol=1e-4, rtol=0)
-        weight, scale = fit._gate(facts, fit.first, fit.second)
-        normal = torch.distributions.Normal(facts[:, 0], facts[:, 1].exp() * scale)
+        weights, scale, halo = fit._gate(facts, fit.first, fit.second)
+        assert bool((halo >= 1).all())
         edges = torch.linspace(-1, 1, GRID.bins + 1)
-        cells = torch.stack([normal.cdf(e) for e in edges], dim=1).diff(dim=1)
-        expected = (1 - weight[:, None]) * logits.softmax(dim=1) + weight[:, None] * cells
+        expected = weights[:, 2:] * logits.softmax(dim=1)
+        for weight, factor in ((weights[:, :1], scale), (weights[:, 1:2], scale * halo)):
+            normal = torch.distributions.Normal(facts[:, 0], facts[:, 1].exp() * factor)
+            cells = torch.stack([normal.cdf(e) for e in edges], dim=1).diff(dim=1)
+            expected += weight * cells / cells.sum(dim=1, keepdim=True)
         torch.testing.assert_close(mixed, expected, atol=2e-5, rtol=0)
+
+    def test_pulls_have_unit_width_though_the_network_is_too_wide(self):
+        """Three fits in ten are 0.02 off, less than the network says and five sigma, and nothing tells."""
+        fit, pulls = vortex_fit(), {}
+        for name, seed in (("seen", 5), ("fresh", 6)):
+            logits, facts, place, _ = problem(4000, seed)
+            generator = torch.Generator().manual_seed(seed + 10)
+            truth = place * GRID.width - 1
+            wrong = torch.rand(len(truth), generator=generator) < 0.3
+            noise = torch.randn(len(truth), generator=generator)
+            facts[:, 0] = (truth + torch.where(wrong, 0.02, 0.004) * noise).float()
+            facts[:, 2] = 0
+            if name == "seen":
+                fit.fit_weight(logits, facts, place)
+            probability = fit.mixed(logits, facts).softmax(dim=1)
+            mean, variance = fit._moments(probability)
+            pulls[name] = float(((truth - mean) / variance.sqrt()).std())
+        assert pulls["seen"] == pytest.approx(1, abs=0.03)
+        assert pulls["fresh"] == pytest.approx(1, abs=0.06)
+
+    def test_dawids_and_sebastianis_score_is_of_the_mixtures_moments(self, taught):
+        fit, _ = taught
+        logits, facts, place, _ = problem(3000, 7)
+        gate = fit._gate(facts, fit.first, fit.second)
+        lenses = fit._lenses(logits, facts, place)
+        probability, centres = fit.mixed(logits, facts).double().softmax(dim=1), GRID.offsets.double()
+        mean = probability @ centres
+        variance = (probability * (centres - mean[:, None]) ** 2).sum(dim=1) + GRID.width**2 / 12
+        expected = 0.5 * (variance.log() + (lenses.truth - mean).square() / variance)
+        widest = gate.halo * gate.scale * facts[:, 1].exp()
+        inside = facts[:, 0].abs() + 5 * widest < 1
+        assert int(inside.sum()) > 1500
+        found = fit._dawid_sebastiani(lenses, gate).double()
+        torch.testing.assert_close(found[inside], expected[inside], atol=0.02, rtol=0.01)
 
     def test_until_it_is_fitted_the_network_answers(self):
         logits, facts, _, _ = problem(20, 3)
         assert torch.equal(vortex_fit().mixed(logits, facts), logits)
 
-    def test_what_is_not_finite_has_no_weight(self):
-        fit = vortex_fit()
-        logits, facts, place, _ = problem(500, 4)
-        fit.fit_weight(logits, facts, place)
+    def test_what_is_not_finite_has_no_weight(self, taught):
+        fit, _ = taught
+        logits, facts, _, _ = problem(500, 4)
         facts[0, 0], facts[1, 1], facts[2, 2] = torch.nan, torch.inf, torch.nan
         mixed = fit.mixed(logits, facts).softmax(dim=1)
         torch.testing.assert_close(mixed[:3], logits[:3].softmax(dim=1))
