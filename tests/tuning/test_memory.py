@@ -47,6 +47,7 @@ def test_every_trial_gives_its_memory_back(monkeypatch):
     from darkarc.tuning import trial
 
     called = []
+    monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # else it would be set for other tests too
     monkeypatch.setattr(trial, "give_memory_back", lambda: called.append(1))
     monkeypatch.setattr(trial, "_run", lambda settings, one: called.append(one["number"]))
     run = trial.make_trainable(trial.TrialSettings({}, {}, ""))

@@ -1,6 +1,8 @@
 """Every algorithm and every scheduler runs a real study: real training, Ray's workers, MLflow."""
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,9 @@ import pytest
 from darkarc.config import Config
 from darkarc.data.store import Store
 from darkarc.tuning import StudyResult, parse_study, run_study
+from darkarc.tuning.book import StudyBook
+from darkarc.tuning.schedulers import build_scheduler
+from darkarc.tuning.trial import Trainable, TrialSettings, make_trainable
 
 Tree = Callable[..., dict[str, Any]]
 TWO = {"val_calibration": "min", "million_parameters": "min"}
@@ -112,6 +117,78 @@ def test_a_study_runs(
     figures = {Path(file.path).name for file in client.list_artifacts(result.run_id, "figures")}
     assert "parallel_coordinates" in " ".join(figures)
     assert ("pareto_front.png" if name == "nsga2" else "history.png") in figures
+
+
+@pytest.mark.parametrize("patience_s", [None, 1])
+def test_a_worker_that_lets_the_next_trial_wait_loses_none(
+    patience_s: int | None,
+    study_tree: Tree,
+    tiny_config: Config,
+    prepared: Store,
+    tmp_path: Path,
+    tracked: str,
+    ray_here: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """HyperBand's paused trials leave a worker to others, and take their time about it. Ray waits for them
+    for a while, then drops the next trial and tells nobody."""
+
+    def lingering(settings: TrialSettings) -> Trainable:
+        run_trial = make_trainable(settings)
+
+        def run(trial: dict[str, Any]) -> None:
+            if patience_s is not None:
+                os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(patience_s)
+            try:
+                run_trial(trial)
+            finally:
+                time.sleep(2.5)  # Ray's own patience is 2 seconds
+
+        return run
+
+    study = parse_study(study_tree(**STUDIES["hyperband"]), tiny_config)
+    result = run_study(tiny_config, study, prepared, work=tmp_path, progress=False, trainable=lingering)
+    assert result.finished >= 1 and result.finished + result.pruned == 4
+    assert ("dropped trials" in caplog.text) == (patience_s is not None)
+
+
+def test_hyperband_goes_on_when_a_trial_ends_by_itself(
+    study_tree: Tree, tiny_config: Config, tmp_path: Path, ray_here: None
+) -> None:
+    """A trial that stops early in a bracket's second rung, where the others are paused: they go on."""
+    from ray import tune
+
+    scheduler = {"name": "hyperband", "reduction": 2}
+    study = parse_study(study_tree(scheduler=scheduler, budget={"trials": 14, "epochs": 8}), tiny_config)
+
+    def trial(config: dict[str, Any]) -> None:
+        checkpoint = tune.get_checkpoint()
+        done = json.loads((Path(checkpoint.path) / "epoch").read_text()) if checkpoint else 0
+        # Brackets of 4, 4 and 6 trials: the last one is halved after epochs 2 and 4.
+        last = 3 if config["number"] == 8 else 8
+        for epoch in range(done + 1, last + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "epoch").write_text(str(epoch))
+                tune.report(
+                    {"epoch": epoch, "val_mae_dex": 1 + config["number"]},
+                    checkpoint=tune.Checkpoint.from_directory(folder),
+                )
+        if last == 3:
+            time.sleep(4)  # the others are at epoch 4 by then
+
+    with StudyBook(tmp_path / "book.jsonl", {}) as book:
+        analysis = tune.run(
+            trial,
+            config={"number": tune.grid_search(list(range(14)))},
+            scheduler=build_scheduler(study, book),
+            storage_path=str(tmp_path),
+            resources_per_trial={"cpu": 1},
+            reuse_actors=True,
+            verbose=0,
+        )
+    epochs = {one.config["number"]: one.last_result["epoch"] for one in analysis.trials}
+    assert epochs[8] == 3
+    assert sorted(epochs[number] for number in range(9, 14)) == [2, 2, 2, 8, 8]
 
 
 DAY_S = 86_400.0

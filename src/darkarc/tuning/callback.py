@@ -9,6 +9,7 @@ from ray.tune.logger import LoggerCallback
 from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
 from darkarc.tuning.display import StudyDisplay
 from darkarc.tuning.runs import TrialRuns
+from darkarc.tuning.search import StudySearch
 from darkarc.tuning.study import Study
 
 if TYPE_CHECKING:
@@ -18,12 +19,23 @@ KEPT_CHECKPOINTS = 3
 """Of a trial: the last, the one before (of a population's generation that is not complete), and one more."""
 
 
+class TrialsDropped(Exception):
+    """Ray has dropped trials; a new session of it takes them up again."""
+
+
 class StudyCallback(LoggerCallback):
     def __init__(
-        self, study: Study, book: StudyBook, runs: TrialRuns, display: StudyDisplay, storage: str
+        self,
+        study: Study,
+        book: StudyBook,
+        search: StudySearch,
+        runs: TrialRuns,
+        display: StudyDisplay,
+        storage: str,
     ) -> None:
         self._study = study
         self._book = book
+        self._search = search
         self._runs = runs
         self._display = display
         self._storage = storage.rstrip("/")
@@ -64,6 +76,8 @@ class StudyCallback(LoggerCallback):
     def on_step_end(self, iteration: int, trials: list["Trial"], **info: Any) -> None:
         self._runs.flush()
         self._display.refresh()
+        if dropped := self._search.dropped:
+            raise TrialsDropped(dropped)
 
     def _end(self, result: dict[str, Any]) -> tuple[str, str] | None:
         """State and reason where this result is a trial's last."""

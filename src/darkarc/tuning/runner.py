@@ -36,12 +36,11 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A study goes on from its own book; Ray's snapshots grow with the number of trials.
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
-    # A worker takes its next trial once the last one has left; on a busy machine that takes a while.
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     # The new output prints banners at every verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+_logger = logging.getLogger(__name__)
 
 Conclusion = TypeVar("Conclusion")
 
@@ -163,7 +162,8 @@ def conduct(
             if not book.over:
                 with _environment(ENVIRONMENT), a_ray(study, address):
                     settings = TrialSettings(config.dump(), study.dump(), os.path.abspath(view.path))
-                    _search(config, study, trainable(settings), book, parent, folder, place, progress)
+                    task = trainable(settings)
+                    _Search(config, study, task, book, parent, folder, place, progress).run()
             result = conclude(book, folder, parent)
         book.finish()
         if storage is None:
@@ -199,64 +199,87 @@ def _clear_the_way(folder: Path, resume: bool) -> None:
     folder.mkdir(parents=True)
 
 
-def _search(
-    config: Config,
-    study: Study,
-    trainable: Trainable,
-    book: StudyBook,
-    parent: RunTracker,
-    folder: Path,
-    place: str,
-    progress: bool,
-) -> None:
-    """Let Ray Tune run what is left of the study."""
-    from ray import tune
+@dataclass(frozen=True)
+class _Search:
+    """What is left of a study, for Ray Tune to run. Arguments as of `run_study`."""
 
-    from darkarc.tuning.callback import StudyCallback
-    from darkarc.tuning.display import StudyDisplay
-    from darkarc.tuning.proposer import Proposer
-    from darkarc.tuning.runs import TrialRuns
-    from darkarc.tuning.schedulers import build_scheduler
-    from darkarc.tuning.search import StudySearch
-    from darkarc.tuning.time_limit import TimeLimit
+    config: Config
+    study: Study
+    trainable: Trainable
+    book: StudyBook
+    parent: RunTracker
+    folder: Path
+    place: str
+    progress: bool
 
-    scheduler = build_scheduler(study, book)
-    search = StudySearch(study, Proposer(study, config), book)
-    runs = TrialRuns(config, study, book, parent)
-    display = StudyDisplay(study, book, progress=progress)
-    callback = StudyCallback(study, book, runs, display, place)
-    if study.budget.seconds is not None:
-        search.ends_at = callback.ends_at = time.monotonic() + study.budget.seconds
-    resources = {"cpu": study.resources.cpus, "gpu": study.resources.gpus}
-    session = _session(folder, book.begin_session())
-    stopped = False
-    # It would tell of its own missing loggers, banners and snapshots; failures of trials are in the book.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
-        with display, _signals_kept():
-            tune.run(
-                tune.with_resources(trainable, resources),
-                name=session,
-                search_alg=search,
-                scheduler=scheduler,
-                callbacks=[callback],
-                storage_path=place,
-                stop=TimeLimit(search.ends_at) if study.budget.seconds is not None else None,
-                max_failures=study.max_failures,
-                reuse_actors=True,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-                verbose=0,
-                raise_on_failed_trial=False,
-            )
-        over = time.monotonic() >= search.ends_at
-        stopped = bool(book.unfinished or len(book.trials) < study.budget.trials) and not over
-    finally:
-        runs.finish(config.tracking.patience_s)
-    if stopped:
-        raise StudyInterrupted(f"study {study.name} was interrupted; `--resume` goes on with it")
-    if callback.errors and not any(trial.rows for trial in book.trials.values()):
-        raise StudyError(f"study {study.name}: every trial failed; the last one with: {callback.errors[-1]}")
+    def run(self) -> None:
+        """One session of Ray Tune after the other, until nothing is left or the time is over."""
+        seconds, name = self.study.budget.seconds, self.study.name
+        ends_at = float("inf") if seconds is None else time.monotonic() + seconds
+        while True:
+            stood = self._progress()
+            interrupted, errors = self._tune(ends_at)
+            if self._is_whole() or time.monotonic() >= ends_at:
+                break
+            if interrupted:
+                raise StudyInterrupted(f"study {name} was interrupted; `--resume` goes on with it")
+            left = [record.number for record in self.book.unfinished]
+            if self._progress() == stood:
+                raise StudyError(f"study {name}: Ray Tune drops trials {left}; `--resume` tries them again")
+            _logger.warning("study %s: Ray Tune has dropped trials %s; going on with them", name, left)
+        if errors and not any(trial.rows for trial in self.book.trials.values()):
+            raise StudyError(f"study {name}: every trial failed; the last one with: {errors[-1]}")
+
+    def _is_whole(self) -> bool:
+        return not self.book.unfinished and len(self.book.trials) >= self.study.budget.trials
+
+    def _progress(self) -> list[tuple[int, str]]:
+        return [(trial.epochs, trial.state) for trial in self.book.trials.values()]
+
+    def _tune(self, ends_at: float) -> tuple[bool, list[str]]:
+        """One session: whether a signal ended it, and the errors of its trials."""
+        from ray import tune
+
+        from darkarc.tuning.callback import StudyCallback, TrialsDropped
+        from darkarc.tuning.display import StudyDisplay
+        from darkarc.tuning.proposer import Proposer
+        from darkarc.tuning.runs import TrialRuns
+        from darkarc.tuning.schedulers import build_scheduler
+        from darkarc.tuning.search import StudySearch
+        from darkarc.tuning.time_limit import TimeLimit
+
+        study, book = self.study, self.book
+        scheduler = build_scheduler(study, book)
+        search = StudySearch(study, Proposer(study, self.config), book)
+        runs = TrialRuns(self.config, study, book, self.parent)
+        display = StudyDisplay(study, book, progress=self.progress)
+        callback = StudyCallback(study, book, search, runs, display, self.place)
+        search.ends_at = callback.ends_at = ends_at
+        resources = {"cpu": study.resources.cpus, "gpu": study.resources.gpus}
+        session = _session(self.folder, book.begin_session())
+        # It would tell of its own missing loggers, banners and snapshots; failures of trials are in the book.
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        try:
+            with display, _signals_kept() as was_interrupted:
+                with contextlib.suppress(TrialsDropped):
+                    tune.run(
+                        tune.with_resources(self.trainable, resources),
+                        name=session,
+                        search_alg=search,
+                        scheduler=scheduler,
+                        callbacks=[callback],
+                        storage_path=self.place,
+                        stop=TimeLimit(ends_at) if study.budget.seconds is not None else None,
+                        max_failures=study.max_failures,
+                        reuse_actors=True,
+                        trial_name_creator=_name,
+                        trial_dirname_creator=_name,
+                        verbose=0,
+                        raise_on_failed_trial=False,
+                    )
+                return was_interrupted(), callback.errors
+        finally:
+            runs.finish(self.config.tracking.patience_s)
 
 
 def _session(folder: Path, number: int) -> str:
@@ -282,16 +305,17 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray Tune takes SIGINT and SIGUSR1 and does not give them back."""
+def _signals_kept() -> Iterator[Callable[[], bool]]:
+    """Ray Tune takes SIGINT and SIGUSR1 and does not give them back. Inside, the function that is given
+    tells whether one of them has come: then Ray has put back the handler of SIGINT that it found."""
     import threading
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: False
         return
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
-        yield
+        yield lambda: signal.getsignal(signal.SIGINT) is kept[signal.SIGINT]
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -38,9 +38,16 @@ def _asha(study: Study, book: StudyBook) -> Any:
 def _hyperband(study: Study, book: StudyBook) -> Any:
     from ray.tune.schedulers import HyperBandScheduler
 
-    return HyperBandScheduler(
-        **_common(study), max_t=study.budget.epochs, reduction_factor=study.scheduler.reduction
-    )
+    class HyperBand(HyperBandScheduler):
+        """Looks at a bracket whenever one of its trials ends by itself. Ray's own no longer does so after the
+        first halving, and what was paused would wait for ever."""
+
+        def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
+            action: str = super()._process_bracket(tune_controller, bracket)
+            bracket.is_being_processed = False
+            return action
+
+    return HyperBand(**_common(study), max_t=study.budget.epochs, reduction_factor=study.scheduler.reduction)
 
 
 def _median(study: Study, book: StudyBook) -> Any:

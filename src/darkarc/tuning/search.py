@@ -77,6 +77,12 @@ class StudySearch(SearchAlgorithm):
         if not self._study.is_population:
             self._proposer.tell(record)
 
+    @property
+    def dropped(self) -> list[int]:
+        """Numbers of trials that Ray has given up without telling: the worker that was to take one over did
+        not get rid of the one before in time. HyperBand would wait for them for ever."""
+        return [number for number, trial in self._live.items() if trial.status == Trial.ERROR]
+
     def _at_once(self) -> int:
         # HyperBand and populations hold trials back until the others have come as far: all must be there,
         # and resources limit how many run.

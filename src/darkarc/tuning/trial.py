@@ -24,6 +24,10 @@ from darkarc.tuning.timing import clock, planned_epochs, threads
 MIN_REPORT_S = 1.0
 """Where no scheduler decides by them, reports of a trial come no closer than this."""
 
+LEAVING_S = 60
+"""What a trial that was stopped or paused may take to leave its worker before the next one wants it; Ray's
+own 2 seconds are short on a busy machine, and it forgets the trial that waited in vain."""
+
 Trainable = Callable[[dict[str, Any]], None]
 
 
@@ -40,6 +44,8 @@ def make_trainable(settings: TrialSettings) -> Trainable:
     """The function that Ray runs for each trial; its argument names the trial and where it starts."""
 
     def run_trial(trial: dict[str, Any]) -> None:
+        # Here, and not where the driver is: workers of a cluster have an environment of their own.
+        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(LEAVING_S))
         try:
             _run(settings, trial)
         finally:
