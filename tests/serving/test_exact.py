@@ -63,8 +63,12 @@ def test_lenses_get_the_posterior_of_the_simulator(
     own = regressor.predict(images.astype(np.float32))
     medians = np.array([row["log10_mass_median"] for row in rows[:3]])
     np.testing.assert_allclose(medians, exact.median, atol=2e-6)
-    # Sharper than the regressor, which has fitted the vortex itself and is not far behind.
-    assert np.all(np.abs(medians - truth) < 0.004) and np.all(exact.std < 0.75 * own.std[:3])
+    # It is the likelihood's answer, not the regressor's, which has fitted the vortex itself: that one is as
+    # good as the best (13% wider) at the heaviest of the three and at its worst 20 times as wide.
+    assert np.all(np.abs(medians - truth) < np.minimum(0.004, 3 * exact.std))
+    assert np.all(np.abs(medians - own.median[:3]) > 5e-6)
+    ratio = np.sort(exact.std / own.std[:3])
+    assert ratio[2] < 1 and ratio[1] < 0.5 and ratio[0] < 0.1
     low, high = (np.array([row[name] for row in rows[:3]]) for name in ("q16", "q84"))
     np.testing.assert_allclose(np.stack([low, high], axis=1), exact.interval(0.68), atol=2e-6)
     assert [row["flag"] for row in rows[:3]] == [""] * 3
