@@ -12,6 +12,7 @@ import torch
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.models import Ensemble, Posterior
+from darkarc.models.recalibration import MAPS, PRIOR_SHARE
 from darkarc.serving import ExportError, OnnxRegressor, export, export_onnx
 from darkarc.serving.export import largest_difference, trial_images
 from darkarc.simulation import draw_scenes, render
@@ -56,6 +57,37 @@ def test_onnx_equals_torch_for_any_batch(make_regressor, lenses, tmp_path, model
         np.testing.assert_array_equal(theirs.edges, ours.edges)
         np.testing.assert_allclose(theirs.quantile([0.05, 0.5]), ours.quantile([0.05, 0.5]), atol=1e-4)
         assert np.ptp(ours.median) > 1e-3, "the answers must depend on the image for this to test anything"
+
+
+@pytest.mark.parametrize("method", MAPS)
+def test_what_recalibration_holds_possible_is_possible_in_the_file(make_regressor, lenses, tmp_path, method):
+    """The optimiser of the exporter takes 1e-9 for 0 and 1 - 1e-6 for 1, and drops them."""
+    regressor = make_regressor(bins=1024, recalibration=method)
+    with torch.no_grad():  # sharp: most bins have less than float32 can add to 1
+        regressor.recalibrations[0].temperature.fill_(1e-3)
+        if method == "local":
+            regressor.recalibrations[0].coldness.fill_(1e3)
+    exported = OnnxRegressor(export_onnx(regressor, tmp_path / "model.onnx"))
+    images = torch.from_numpy(lenses[:20, None])
+    with torch.inference_mode():
+        ours = regressor.eval()(images).density.numpy()
+    theirs = exported(images).density.numpy()
+    least = PRIOR_SHARE / (2.0 / 1024) / 1024
+    assert (theirs < 2 * least).mean() > 0.5 and theirs.min() == pytest.approx(least, rel=1e-3)
+    np.testing.assert_allclose(ours.min(), theirs.min(), rtol=1e-3)
+
+
+def test_an_export_that_rules_out_what_torch_does_not_is_not_written(make_regressor, tmp_path, monkeypatch):
+    class Blind(OnnxRegressor):
+        def __call__(self, images):
+            answer = super().__call__(images)
+            answer.density[:, :, 0] = 0
+            return answer
+
+    monkeypatch.setattr("darkarc.serving.export.OnnxRegressor", Blind)
+    with pytest.raises(ExportError, match="rules out 10 values that torch holds possible"):
+        export_onnx(make_regressor(bins=512), tmp_path / "model.onnx", tolerance=1.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_fitted_vortex_is_in_the_file(make_regressor, tmp_path):

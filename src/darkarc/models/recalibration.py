@@ -82,7 +82,10 @@ class Recalibration(nn.Module):
         low, high = levels.gather(1, k), levels.gather(1, k + 1)
         mapped = low + (high - low) * share
         share = nn.functional.pad(mapped, (1, 0)).diff(dim=1).clamp_min(0)
-        return (1 - PRIOR_SHARE) * share + PRIOR_SHARE / probability.shape[1]
+        # (1 - p) share + p / K over p / K: ONNX's optimiser takes a factor of 1 - 1e-6 for 1 and a term of
+        # 1e-9 for 0, and drops both.
+        ratio = (1 - PRIOR_SHARE) / PRIOR_SHARE * probability.shape[1]
+        return (ratio * share + 1) / (ratio + probability.shape[1])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """`local` has as many places as the one that was fitted; any other shape is refused as ever."""

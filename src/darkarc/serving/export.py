@@ -29,6 +29,8 @@ CARD_FILE = "README.md"
 OPSET = 20
 TOLERANCE = 1e-4
 """Largest difference to torch allowed, in bin and class probabilities and in the target's unit."""
+LEAST_DENSITY = 1e-20
+"""Above it, no density of torch's may be zero in the file: a population would exclude the truth."""
 
 
 NOVELTY_UNIT = 1000.0
@@ -145,7 +147,14 @@ def _check(path: Path, regressor: Regressor, tolerance: float) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OnnxError) as error:
         raise ExportError(f"the exported graph is not valid: {error}") from error
     images = torch.from_numpy(trial_images(regressor.spec))
-    difference = largest_difference(_answer(regressor, images), exported(images), regressor)
+    ours, theirs = _answer(regressor, images), exported(images)
+    ruled_out = (theirs.density == 0) & (ours.density > LEAST_DENSITY)
+    if ruled_out.any():
+        raise ExportError(
+            f"the exported graph rules out {int(ruled_out.sum())} values that torch holds possible: nothing "
+            "was written"
+        )
+    difference = largest_difference(ours, theirs, regressor)
     if not difference <= tolerance:
         raise ExportError(
             f"the exported graph differs from torch by {difference:.2g}, allowed are {tolerance:g}: nothing "
