@@ -7,9 +7,10 @@ import pytest
 from matplotlib.image import imread
 
 from darkarc.config import DEFAULT_TARGET
+from darkarc.evaluation.zoom import shown_range, significant_digits
 from darkarc.models import Posterior
 from darkarc.serving import predict_files
-from darkarc.serving.pictures import Album, picture_name, shown_range, significant_digits
+from darkarc.serving.pictures import Album, picture_name
 from darkarc.serving.table import table_row
 
 
@@ -49,6 +50,8 @@ def test_a_narrow_posterior_is_enlarged_and_a_wide_one_is_not(posterior):
     narrow = Posterior(edges, density[None], np.array([[1.0, 0, 0]]), DEFAULT_TARGET)
     low, high = shown_range(narrow)
     assert low == -24 and -23.9995 + 6 * 0.001 < high < -23.98
+    low, high = shown_range(narrow, -23.5)
+    assert low == -24 and -23.5 + 6 * 0.001 < high < -23.48, "the truth is shown, however far off"
     assert [significant_digits(width) for width in (0.3, 0.05, 0.0021, 0.00034, 0.0)] == [2, 3, 4, 5, 10]
 
 

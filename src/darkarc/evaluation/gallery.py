@@ -112,7 +112,7 @@ def examples_illustration(
         "first to look "
         "at. Images are as stored, each on its own colour scale; the line is the truth, the dark part "
         "the 68% "
-        "interval.",
+        "interval. Posteriors much narrower than the prior are enlarged.",
         lambda: examples_figure(target, gather(best), gather(worst)),
     )
 

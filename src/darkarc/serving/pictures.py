@@ -1,6 +1,5 @@
 """`darkarc predict --pictures`: a picture for each lens, of the image and of what was said about it."""
 
-import math
 import re
 from pathlib import Path
 from textwrap import fill
@@ -28,14 +27,13 @@ from darkarc.evaluation.style import (
     style,
     to_png,
 )
+from darkarc.evaluation.zoom import shown_range, significant_digits
 from darkarc.models import Posterior
 from darkarc.serving.table import PROBABILITIES, Row
 
 HEIGHT_INCHES = 2.5
 LINE_CHARACTERS = 118
 LONGEST_NAME = 60
-NARROW = 0.02
-"""A 90% interval narrower than this share of the prior is drawn enlarged."""
 
 
 class Album:
@@ -132,22 +130,6 @@ def _posterior(axes: Axes, posterior: Posterior) -> None:
         axis_label(posterior.target) + ("" if whole else f"   (prior: {edges[0]:g} to {edges[-1]:g})")
     )
     axes.legend(loc="upper left", ncols=2, fontsize=6.5, columnspacing=1.0, borderaxespad=0.1)
-
-
-def significant_digits(width: float) -> int:
-    """Decimals that show two digits of an interval's width; two at least."""
-    return max(2, 1 - math.floor(math.log10(max(width, 1e-9))))
-
-
-def shown_range(posterior: Posterior) -> tuple[float, float]:
-    """What is drawn of a posterior of length 1: all of the prior, or the surroundings of one
-    that would be a line in it."""
-    first, last = float(posterior.edges[0]), float(posterior.edges[-1])
-    low, high = posterior.interval(0.90)[0]
-    if high - low > NARROW * (last - first):
-        return first, last
-    width, middle = 6 * (high - low), float(posterior.median[0])
-    return max(first, middle - width), min(last, middle + width)
 
 
 def _classes(axes: Axes, probabilities: list[float]) -> None:

@@ -14,6 +14,7 @@ from darkarc.evaluation.style import (
     new_figure,
     note,
 )
+from darkarc.evaluation.zoom import shown_range, significant_digits
 from darkarc.models.posterior import Posterior
 
 Floats = NDArray[np.float64]
@@ -66,17 +67,24 @@ def _image(axes: Axes, image: NDArray[np.generic]) -> None:
 
 def _density(axes: Axes, posterior: Posterior, row: int, truth: float) -> None:
     """The posterior as a filled step, its 68% interval darker, the truth as a line."""
-    edges, density = posterior.edges, posterior.density[row]
+    edges, density, one = posterior.edges, posterior.density[row], posterior[row]
     axes.stairs(density, edges, color=BLUE, linewidth=0.9)
     axes.stairs(density, edges, color=SKY, fill=True, alpha=0.35, linewidth=0)
-    low, high = posterior[row].interval(0.68)[0]
+    low, high = one.interval(0.68)[0]
     inside = (edges[:-1] >= low) & (edges[1:] <= high)
     axes.stairs(np.where(inside, density, 0), edges, color=SKY, fill=True, alpha=0.9, linewidth=0)
     axes.axvline(truth, color=VERMILLION, linewidth=1.1)
-    axes.set_xlim(edges[0], edges[-1])
+    first, last = shown_range(one, truth)
+    axes.set_xlim(first, last)
     axes.set_ylim(0, 1.08 * float(density.max()))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.tick_params(labelsize=6.5, length=2)
-    axes.set_xticks([edges[0], 0.5 * (edges[0] + edges[-1]), edges[-1]])
-    axes.set_title(f"truth {truth:.2f}", fontsize=7, loc="center", pad=2)
+    digits = significant_digits(high - low)
+    if (first, last) == (edges[0], edges[-1]):
+        axes.set_xticks([first, 0.5 * (first + last), last])
+    else:
+        ticks = [first + share * (last - first) for share in (0.2, 0.8)]
+        axes.set_xticks(ticks, [f"{tick:.{digits}f}" for tick in ticks])
+    off = abs(float(one.median[0]) - truth)
+    axes.set_title(f"truth {truth:.{digits}f}\noff by {off:.2g}", fontsize=7, loc="center", pad=2)
