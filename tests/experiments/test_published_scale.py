@@ -1,5 +1,6 @@
 """The published results' parameters, and the script that runs them, small."""
 
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +32,27 @@ def test_all_presets_in_both_forms_are_there() -> None:
         for noise in ("published", "physical")
     }
     assert {path.stem for path in FILES} == names
+
+
+def test_the_table_has_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+    def table() -> subprocess.CompletedProcess[str]:
+        call = [sys.executable, str(FOLDER / "table.py"), str(tmp_path)]
+        return subprocess.run(call, capture_output=True, text=True)
+
+    empty = table()
+    assert empty.returncode == 2 and "no NAME-SEED/metrics.json" in empty.stderr
+    for name, seed, error in (("big", 0, 0.1), ("big", 2, 0.3), ("alone", 11, 0.25)):
+        folder = tmp_path / f"{name}-{seed}"
+        folder.mkdir()
+        found = {"mae_dex": error, "standard_error": {"mae_dex": 0.01}, "coverage_68": 0.7}
+        (folder / "metrics.json").write_text(json.dumps(found))
+    (tmp_path / "unfinished-0").mkdir()
+    alone, big = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table().stdout.splitlines()[2:]
+    )
+    assert alone[:7] == ["alone", "–", "11", "0.2500", "–", "0.0100", "0.2500"]
+    assert big[:7] == ["big", "–", "0, 2", "0.2000", "0.1414", "0.0100", "0.1000 0.3000"]
+    assert big[7:] == ["0.700", "–", "–", "–"]
 
 
 @pytest.mark.slow
