@@ -109,7 +109,6 @@ def join(
     log_prior = np.log(_prior(prior, posterior))
     with np.errstate(divide="ignore"):
         log_ratio = np.log(posterior.density) - log_prior
-    log_ratio = errors.read(posterior.centres, log_ratio, n)
     power = errors.power(n, posterior.centres)
     share = share_probability = None
     if axion_share == UNKNOWN:

@@ -2,15 +2,11 @@
 
 Each posterior may be calibrated by itself and the product of N still be too sure: a part of the errors is
 the same for all lenses of that mass (the network reads this mass a little high), and does not average out.
-Two things are learnt from lenses that training never saw, and stored in the regressor:
-
-- Where the product of ever more lenses of mass m would end: at the top g(m) of their mean log-likelihood,
-  the pseudo-true value of a misspecified model (White 1982, Econometrica 50, 1). A population's likelihood is
-  read at g(m) instead of m; for N lenses at m + (1 - 1/N)(g(m) - m), so that one lens stays as it is.
-- What is common beyond that. If a share rho of the variance is, the mean of N errors has the variance
-  (1 + (N - 1) rho) / N and not 1 / N, which multiplying the joint log-likelihood by 1 / (1 + (N - 1) rho)
-  allows for (the design effect of cluster sampling, Kish 1965; a fractional posterior). At one mass this is a
-  bias, a number that does not shrink with N; over neighbouring masses it scatters, and rho(m) is by how much.
+If a share rho of the variance is common, the mean of N errors has the variance (1 + (N - 1) rho) / N and not
+1 / N, which multiplying the joint log-likelihood by 1 / (1 + (N - 1) rho) allows for (the design effect of
+cluster sampling, Kish 1965; a fractional posterior). rho is learnt from lenses that training never saw, and
+stored in the regressor. At one mass what is common is a bias, a number that does not shrink with N; over
+neighbouring masses it scatters, and rho(m) is by how much.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,14 +46,12 @@ BELIEF = 2.0
 class PopulationErrors:
     """What lenses of one mass have in common.
 
-    correlation: rho, one for all masses. mass, read_as: the masses m and the g(m) that their lenses' product
-    would end at. correlation_mass (M,), correlation_size (S,), correlation_at (M rows of S): masses, numbers
-    of lenses and rho there; where they are given they count and `correlation` does not.
+    correlation: rho, one for all masses. correlation_mass (M,), correlation_size (S,), correlation_at (M
+    rows of S): masses, numbers of lenses and rho there; where they are given they count and `correlation`
+    does not.
     """
 
     correlation: float = 0.0
-    mass: tuple[float, ...] = ()
-    read_as: tuple[float, ...] = ()
     correlation_mass: tuple[float, ...] = ()
     correlation_size: tuple[float, ...] = ()
     correlation_at: tuple[tuple[float, ...], ...] = ()
@@ -67,8 +61,6 @@ class PopulationErrors:
         """From the entry of a regressor's statistics; what it does not hold is not corrected."""
         return cls(
             float(known.get("correlation", 0.0)),
-            tuple(float(m) for m in known.get("mass", ())),
-            tuple(float(m) for m in known.get("read_as", ())),
             tuple(float(m) for m in known.get("correlation_mass", ())),
             tuple(float(n) for n in known.get("correlation_size", ())),
             tuple(tuple(float(rho) for rho in row) for row in known.get("correlation_at", ())),
@@ -89,42 +81,6 @@ class PopulationErrors:
         """(K,) what the log-likelihood of n lenses is multiplied by at masses (K,)."""
         return 1 / (1 + (n - 1) * self.correlations(n, mass))
 
-    def read(self, centres: Floats, logarithm: Floats, n: int) -> Floats:
-        """Log-likelihoods (..., K) at the bins' centres, read where n lenses of that mass would have them."""
-        if not self.mass or n < 2:
-            return logarithm
-        shift = np.interp(centres, self.mass, np.subtract(self.read_as, self.mass))
-        place = np.interp(centres + (1 - 1 / n) * shift, centres, np.arange(len(centres)))
-        k = np.minimum(place.astype(np.intp), len(centres) - 2)
-        share = place - k
-        finite = np.maximum(logarithm, LEAST_LOGARITHM)
-        return (1 - share) * finite[..., k] + share * finite[..., k + 1]
-
-
-def fit_read_as(pools: Sequence[Posterior]) -> list[float]:
-    """g(m) of each pool of lenses of one mass: the top of the mean of their log-densities."""
-    tops = []
-    for pool in pools:
-        mean = _logarithm(pool).mean(axis=0)
-        k = int(mean.argmax())
-        centres, width = pool.centres, float(pool.widths[k])
-        top = float(centres[k])
-        if 0 < k < len(mean) - 1:
-            left, middle, right = mean[k - 1 : k + 2]
-            bend = float(left - 2 * middle + right)
-            if bend < 0:
-                top += 0.5 * width * float(left - right) / bend
-        tops.append(top)
-    # Populations of different masses are to stay in order.
-    return [float(top) for top in np.maximum.accumulate(tops)]
-
-
-def fit_correlation_of_pools(
-    pools: Sequence[Posterior], masses: Floats, errors: PopulationErrors, seed: int
-) -> float:
-    """rho from pools of lenses, each of one mass: it makes the true masses of populations most probable."""
-    return float(GRID[_scores_of_pools(pools, masses, errors, seed).sum(axis=(0, 1)).argmax()])
-
 
 def fit_correlations_of_pools(pools: Sequence[Posterior], masses: Floats, seed: int) -> PopulationErrors:
     """rho for all together, and rho at `masses` for each of `SIZES`, from pools of lenses of one mass each.
@@ -135,7 +91,7 @@ def fit_correlations_of_pools(pools: Sequence[Posterior], masses: Floats, seed: 
     lenses know their bias to a variance of 1/n, in units of a lens's own, and k such numbers know a variance
     to sqrt(2/k) of it.
     """
-    scores = _scores_of_pools(pools, masses, PopulationErrors(), seed)
+    scores = _scores_of_pools(pools, masses, seed)
     sizes = [size for size in SIZES if size <= min(len(pool) for pool in pools)]
     common = GRID[scores.sum(axis=0).argmax(axis=1)][: len(sizes)]
     found = []
@@ -157,9 +113,7 @@ def fit_correlations_of_pools(pools: Sequence[Posterior], masses: Floats, seed: 
     )
 
 
-def _scores_of_pools(
-    pools: Sequence[Posterior], masses: Floats, errors: PopulationErrors, seed: int
-) -> Floats:
+def _scores_of_pools(pools: Sequence[Posterior], masses: Floats, seed: int) -> Floats:
     """(M, S, G) log-density of a pool's mass in joint posteriors of its lenses, for each correlation.
 
     The mean over populations of each of `SIZES`; nought for those that a pool is too small for.
@@ -174,8 +128,7 @@ def _scores_of_pools(
                 continue
             for _ in range(drawn):
                 chosen = logarithm[rng.choice(len(pool), size, replace=False)]
-                read = errors.read(pool.centres, chosen, size)
-                scores[row, column] += _log_probability(pool.edges, read, float(mass)) / drawn
+                scores[row, column] += _log_probability(pool.edges, chosen, float(mass)) / drawn
     return scores
 
 

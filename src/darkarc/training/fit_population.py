@@ -88,8 +88,8 @@ def errors_of_simulated(
             form.preset, scenes, noise=form.noise, distances=form.distances, seed=seed, indices=numbers
         )
         pools.append(regressor.predict(images.numpy(), target=DEFAULT_TARGET))
-    # How masses are read (`fit_read_as`) is not corrected: measured, it changes within a tenth of a dex,
-    # and shifting by its interpolation made populations of light particles worse.
+    # The bias at each mass is allowed for, not corrected: measured, it changes within a tenth of a dex, and
+    # shifting by its interpolation made populations of light particles worse.
     errors = fit_correlations_of_pools(pools, masses, seed)
     return {
         "correlation": errors.correlation,
