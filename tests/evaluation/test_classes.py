@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from darkarc.evaluation.classes import class_standard_errors, rank_area, roc_curve, score_classes
+from darkarc.evaluation.classes import (
+    calibration_error,
+    class_standard_errors,
+    rank_area,
+    roc_curve,
+    score_classes,
+)
 
 
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +64,38 @@ def test_bootstrap_error_of_the_accuracy_is_binomial() -> None:
     share = score_classes(labels, probability).values["class_accuracy"]
     assert errors["class_accuracy"] == pytest.approx(np.sqrt(share * (1 - share) / 600), rel=0.3)
     assert errors == class_standard_errors(labels, probability, seed=0, resamples=100)
+
+
+def test_calibration_error_by_hand() -> None:
+    # Three bins have images: 0.1 and 0.15, one of two right; 0.85, right; 1 and 0.95, one of two right.
+    probability = np.array([0.1, 0.15, 0.85, 1.0, 0.95])
+    is_class = np.array([True, False, True, True, False])
+    expected = (abs(0.25 - 1) + abs(0.85 - 1) + abs(1.95 - 1)) / 5
+    assert calibration_error(is_class, probability) == pytest.approx(expected)
+
+
+def test_calibration_error_is_that_of_scikit_learns_reliability_curve() -> None:
+    labels, probability = drawn(500)
+    values = score_classes(labels, probability).values
+    expected = []
+    for index, name in enumerate(("axion", "cdm", "no_sub")):
+        share, mean = calibration_curve(labels == index, probability[:, index], n_bins=10)
+        number = np.histogram(probability[:, index], bins=10, range=(0, 1))[0]
+        expected.append(np.abs(share - mean) @ number[number > 0] / 500)
+        assert values[f"ece_{name}"] == pytest.approx(expected[-1])
+    assert values["class_ece"] == pytest.approx(np.mean(expected))
+
+
+def test_only_calibrated_probabilities_have_a_small_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    probability = rng.dirichlet([1, 0.5, 0.5], 20_000)
+    labels = (rng.random(20_000)[:, None] > probability.cumsum(axis=1)).sum(axis=1)
+    honest = score_classes(labels, probability).values
+    sharper = probability**2 / (probability**2).sum(axis=1, keepdims=True)
+    boastful = score_classes(labels, sharper).values
+    for name in ("class_ece", "ece_axion", "ece_cdm", "ece_no_sub"):
+        assert honest[name] < 0.01 < 0.04 < boastful[name]
+    assert honest["class_auc"] == pytest.approx(boastful["class_auc"], abs=0.01)
 
 
 def test_roc_curve_encloses_the_area() -> None:

@@ -9,6 +9,7 @@ from darkarc.evaluation.binning import by_bin, mass_edges, members, tercile_edge
 from darkarc.evaluation.metrics import (
     LEVELS,
     STATISTICS,
+    UNIFORMITY,
     Scores,
     coverage,
     crps,
@@ -201,7 +202,9 @@ def test_bins_hold_every_image_once_and_their_own_errors() -> None:
     assert rows[1]["mae_dex"] == pytest.approx(np.abs(scores.error[inside]).mean())
     weighted = sum(row["n"] * row["mae_dex"] for row in rows) / 900
     assert weighted == pytest.approx(np.abs(scores.error).mean())
-    assert set(STATISTICS) < set(rows[0])
+    assert set(STATISTICS) | set(UNIFORMITY) < set(rows[0])
+    assert rows[1]["pit_ks"] == pytest.approx(kstest(scores.pit[inside], "uniform").statistic)
+    assert rows[1]["tarp_ks"] == pytest.approx(kstest(scores.tarp[inside], "uniform").statistic)
 
 
 def test_bins_without_images_are_null_and_the_last_edge_counts() -> None:
@@ -209,7 +212,7 @@ def test_bins_without_images_are_null_and_the_last_edge_counts() -> None:
     scores = score(posterior, np.array([-22.0, -22.2]), np.array([-23.0, -23.0]))
     rows = by_bin(scores, scores.truth, mass_edges(-24.0, -22.0, 4), seed=0)
     assert [row["n"] for row in rows] == [0, 0, 0, 2]
-    assert rows[0]["mae_dex"] is None and rows[0]["mae_dex_se"] is None
+    assert rows[0]["mae_dex"] is None and rows[0]["mae_dex_se"] is None and rows[0]["pit_ks"] is None
     assert members(np.array([-25.0, -21.0]), mass_edges(-24, -22, 4)).tolist() == [0, 3]
 
 
@@ -219,12 +222,14 @@ def test_exact_posteriors_are_calibrated_by_prediction_but_not_by_truth() -> Non
     truth = rng.uniform(-24.0, -22.0, 9000)
     scores = score(gaussian_posterior(truth + 0.6 * rng.normal(size=9000), 0.6), truth, truth)
 
-    def worst(values: np.ndarray) -> float:
+    def worst(values: np.ndarray) -> tuple[float, float]:
         rows = by_bin(scores, values, tercile_edges(values), seed=0)
-        return max(abs(row["coverage_68"] - 0.68) for row in rows)
+        return max(abs(row["coverage_68"] - 0.68) for row in rows), max(row["pit_ks"] for row in rows)
 
-    assert worst(scores.median) < 4 * np.sqrt(0.68 * 0.32 / 3000)
-    assert worst(scores.truth) > 0.03
+    off, distance = worst(scores.median)
+    assert off < 4 * np.sqrt(0.68 * 0.32 / 3000) and distance < 1.95 / np.sqrt(3000)  # by chance 1 in 1,000
+    off, distance = worst(scores.truth)
+    assert off > 0.03 and distance > 0.1
 
 
 def test_terciles_hold_a_third_each() -> None:

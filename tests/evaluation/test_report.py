@@ -15,7 +15,7 @@ from darkarc.models import RegressorSpec
 
 ROW = {"low": -24.0, "high": -23.0, "n": 5}
 NAMES = ("mae_dex", "rmse_dex", "bias_dex", "nll", "coverage_50", "coverage_68", "coverage_90", "coverage_95",
-         "sharpness_dex", "pull_mean", "pull_std")  # fmt: skip
+         "sharpness_dex", "pull_mean", "pull_std", "pit_ks", "tarp_ks")  # fmt: skip
 
 
 def metrics_of(**changes: Any) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def test_page_says_the_numbers_their_errors_and_what_is_missing() -> None:
     assert "0.2500 ± 0.0123" in text and "0.250 ± 0.010" in text
     assert "1 of 5 true values have no posterior density at all" in text
     assert "−24.00\u00a0to\u00a0−23.00" in text
+    assert "PIT distance" in text and "TARP distance" in text
     assert 'class="warning"' not in text
     assert "the test images need not be the same" in text
     assert page(metrics_of()) == text

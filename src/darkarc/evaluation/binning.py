@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkarc.evaluation.metrics import STATISTICS, Scores, standard_errors, summarise
+from darkarc.evaluation.metrics import STATISTICS, UNIFORMITY, Scores, standard_errors, summarise
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +33,8 @@ def members(values: Floats, edges: Floats) -> NDArray[np.intp]:
 
 
 def by_bin(scores: Scores, values: Floats, edges: Floats, seed: int) -> list[dict[str, Any]]:
-    """A row a bin: `low`, `high`, `n`, every number of `STATISTICS` and (suffix `_se`) its error.
+    """A row a bin: `low`, `high`, `n`, every number of `STATISTICS` with its error (suffix `_se`), and those
+    of `UNIFORMITY`, which have none.
 
     values: (N,) what is binned. A bin without images has null for every number.
     """
@@ -47,5 +48,6 @@ def by_bin(scores: Scores, values: Floats, edges: Floats, seed: int) -> list[dic
         for name in STATISTICS:
             row[name] = numbers[name]
             row[f"{name}_se"] = errors[name]
+        row |= {name: numbers[name] for name in UNIFORMITY}
         rows.append(row)
     return rows

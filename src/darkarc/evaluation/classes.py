@@ -10,6 +10,8 @@ from darkarc.evaluation.metrics import RESAMPLES
 
 Floats = NDArray[np.float64]
 
+PROBABILITY_BINS = 10
+
 
 @dataclass(frozen=True, eq=False)
 class ClassScores:
@@ -21,10 +23,11 @@ class ClassScores:
 
 
 def score_classes(labels: NDArray[np.intp], probability: Floats) -> ClassScores:
-    """Areas under the ROC curve (one class against the rest), accuracy and log-loss.
+    """Areas under the ROC curve (one class against the rest), accuracy, log-loss and calibration.
 
     labels: (N,) index into `CLASSES`. probability: (N, 3).
-    `class_auc` is the plain mean over the three classes; a class without images leaves it null.
+    `class_auc` and `class_ece` are plain means over the three classes; a class without images leaves the
+    first null.
     """
     from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
 
@@ -49,20 +52,27 @@ def score_classes(labels: NDArray[np.intp], probability: Floats) -> ClassScores:
         )
     every = list(range(len(CLASSES)))
     if len(labels) == 0:
-        values |= {"class_accuracy": None, "class_nll": None}
-        reasons |= dict.fromkeys(("class_accuracy", "class_nll"), "no image has a class")
+        absent = ("class_accuracy", "class_nll", "class_ece", *(f"ece_{name}" for name in CLASSES))
+        values |= dict.fromkeys(absent)
+        reasons |= dict.fromkeys(absent, "no image has a class")
         return ClassScores(values, reasons, np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64))
     guess = probability.argmax(axis=1)
     values["class_accuracy"] = float(np.mean(guess == labels))
     normalised = probability / probability.sum(axis=1, keepdims=True)
     values["class_nll"] = float(log_loss(labels, normalised, labels=every))
+    off = [calibration_error(labels == k, normalised[:, k]) for k in every]
+    values["class_ece"] = float(np.mean(off))
+    values |= {f"ece_{name}": one for name, one in zip(CLASSES, off, strict=True)}
     return ClassScores(values, reasons, confusion_matrix(labels, guess, labels=every).astype(np.int64))
 
 
 def class_standard_errors(
     labels: NDArray[np.intp], probability: Floats, seed: int, resamples: int = RESAMPLES // 2
 ) -> dict[str, float | None]:
-    """Bootstrap standard errors of the numbers of `score_classes` (null where that number is null)."""
+    """Bootstrap standard errors of the numbers of `score_classes` (null where that number is null).
+
+    None of the calibration errors: a bootstrap would bias them upwards.
+    """
     if len(labels) < 2:
         return {}
     normalised = probability / probability.sum(axis=1, keepdims=True)
@@ -83,6 +93,17 @@ def class_standard_errors(
         usable = np.asarray(drawn)[np.isfinite(drawn)]
         errors[name] = float(usable.std(ddof=1)) if len(usable) > resamples // 2 else None
     return errors
+
+
+def calibration_error(is_class: NDArray[np.bool_], probability: Floats) -> float:
+    """Expected calibration error of N >= 1 probabilities (N,) of one class, 0 to 1.
+
+    In each of ten equally wide bins of the probability the distance of its mean from the share of images that
+    are of the class, weighted with the bin's images (Kull et al. 2019, arXiv:1910.12656, classwise).
+    """
+    bins = np.minimum((probability * PROBABILITY_BINS).astype(np.intp), PROBABILITY_BINS - 1)
+    excess = np.bincount(bins, probability - is_class, PROBABILITY_BINS)
+    return float(np.abs(excess).sum() / len(probability))
 
 
 def rank_area(is_class: NDArray[np.bool_], probability: Floats) -> float:

@@ -29,7 +29,16 @@ BY_MASS = (
     "coverage_90",
     "sharpness_dex",
 )
-TERCILES = ("coverage_50", "coverage_68", "coverage_90", "coverage_95", "pull_mean", "pull_std")
+TERCILES = (
+    "coverage_50",
+    "coverage_68",
+    "coverage_90",
+    "coverage_95",
+    "pull_mean",
+    "pull_std",
+    "pit_ks",
+    "tarp_ks",
+)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ MEANINGS = {
     "auc_no_sub": ("AUC no substructure", "", "no substructure against the rest"),
     "class_accuracy": ("Class accuracy", "", "share of images given their own class"),
     "class_nll": ("Class log-loss", "nat", "of the true class; lower is better"),
+    "class_ece": ("Class calibration error", "", "expected calibration error, mean over the classes"),
+    "ece_axion": ("Calibration error axion", "", "of the probability of axion, in ten bins of it"),
+    "ece_cdm": ("Calibration error CDM", "", "of the probability of CDM"),
+    "ece_no_sub": ("Calibration error no substructure", "", "of the probability of no substructure"),
     "constant_guess_mae_dex": (
         "MAE of a constant guess",
         "dex",
