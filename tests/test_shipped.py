@@ -1,11 +1,13 @@
 """The regressors in `models/`: small, sealed, described, and as good as their cards say."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import darkarc
+from darkarc.models import RegressorSpec
 from darkarc.serving import load
 from darkarc.serving.onnx_file import read_onnx
 from darkarc.simulation import draw_scenes, render
@@ -21,6 +23,23 @@ LARGEST_ERROR_DEX = {
 """Well above the cards' errors: this looks at few images."""
 
 
+def speaks_of(card: str, spec: RegressorSpec, error: np.ndarray) -> bool:
+    """Whether a card is of this regressor, whose errors (N,) on new images are within three standard
+    deviations of what it says."""
+    facts = dict(re.findall(r"^\| (Preset|Noise|Distances|Instrument) \| (.+) \|$", card, re.MULTILINE))
+    bins = re.search(r" head on (\d+) bins\.", card)
+    found = re.search(r"^\| Mean absolute error \(dex\) \| ([\d.]+) ± ([\d.]+) \|$", card, re.MULTILINE)
+    assert spec.form is not None and bins is not None and found is not None
+    told = {name: facts[name.capitalize()] for name in spec.form} | {"instrument": facts["Instrument"]}
+    mae, own = float(found[1]), float(found[2])
+    chance = np.hypot(own, error.std(ddof=1) / np.sqrt(len(error)))
+    return (
+        told == spec.form | {"instrument": spec.instrument}
+        and int(bins[1]) == spec.model["bins"]
+        and abs(error.mean() - mae) < 3 * chance
+    )
+
+
 def test_models_are_there() -> None:
     assert set(LARGEST_ERROR_DEX) == {p.stem for p in MODELS}
 
@@ -28,7 +47,8 @@ def test_models_are_there() -> None:
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_a_shipped_regressor_answers_as_well_as_its_card_says(path: Path) -> None:
     assert path.stat().st_size < 8e6
-    form = read_onnx(path).spec.form
+    spec = read_onnx(path).spec
+    form = spec.form
     assert form is not None
     assert path.stem == form["preset"] + ("_physical" if form["noise"] == "physical" else "")
     card = path.with_suffix(".md").read_text()
@@ -40,4 +60,8 @@ def test_a_shipped_regressor_answers_as_well_as_its_card_says(path: Path) -> Non
     assert posterior.class_probability[:, 0].mean() > 0.8
     error = np.abs(posterior.median - scenes.log10_mass_ev)
     assert error.mean() < LARGEST_ERROR_DEX[path.stem], error.mean()
+    assert speaks_of(card, spec, error), error.mean()
+    others = [other.stem for other in MODELS if speaks_of(other.with_suffix(".md").read_text(), spec, error)]
+    assert others == [path.stem]
+    assert not speaks_of(card.replace("error (dex) | 0", "error (dex) | 3"), spec, error)
     assert darkarc.load(str(path)).targets == ("log10_axion_mass_ev",)
