@@ -1,6 +1,7 @@
 """`darkarc serve` as a process: real files, hostile files, a worker that dies, and a real browser."""
 
 import asyncio
+import base64
 import json
 import pickle
 import socket
@@ -28,6 +29,14 @@ from darkarc.serving.web.uploads import Refused, Upload
 from tests.serving.webdriver import OPENER, browser, wait_for
 
 LIMITS = {"max_file_mb": 2, "max_images": 12, "max_files": 40}
+DROP = """
+  const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([bytes], arguments[1]));
+  const event = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+  return !document.querySelector("#drop").dispatchEvent(event);
+"""
+"""A file of these base64 bytes and this name is dropped on the page; does it take the event for itself?"""
 
 
 @dataclass(frozen=True)
@@ -293,4 +302,8 @@ def test_in_a_real_browser(page, files, tmp_path, regressor):
         wait_for(lambda: table.read_bytes() == page.answer(*given, accept="text/csv"))
         window.click("#clear")
         assert window.text("#summary") == "No files yet."
+        pixels = base64.b64encode(odd.read_bytes()).decode()
+        assert window.run(DROP, pixels, "dropped.npy"), "a browser's own answer is to leave the page"
+        wait_for(lambda: window.text("#summary").startswith("1 file, 1 image: "))
+        assert window.text("#results h2") == "dropped.npy"
         assert window.complaints() == [], "neither errors nor violations of the policy"
