@@ -7,30 +7,39 @@ import numpy as np
 import onnx
 import pytest
 
-from darkarc.config import ExportConfig
+from darkarc.config import Config, ExportConfig, parse
 from darkarc.data.store import Store, StoreWriter
-from darkarc.serving import OnnxRegressor, variants
+from darkarc.serving import OnnxRegressor, release, variants
 from darkarc.serving.comparison import TestImages, Trial, images_per_second, objections, try_out
+from darkarc.serving.release import ReleaseError, export_stage
 from darkarc.serving.variants import as_markdown, as_records, make_variants
+from darkarc.tracking.registry import CHALLENGER, ModelVersion
 
 TARGET = "log10_axion_mass_ev"
+
+
+def written(path: Path, lenses: np.ndarray, truth: np.ndarray) -> Store:
+    """The last 40 lenses to calibrate, the others to test on."""
+    n = len(lenses)
+    with StoreWriter(
+        path, name="lenses", origin="tests", instrument="model_iii", shape=(64, 64), dtype="float32",
+        parameters={},
+    ) as writer:  # fmt: skip
+        rows = {
+            "sample_id": [str(i) for i in range(n)],
+            "class": ["axion"] * n,
+            TARGET: truth.tolist(),
+            "split": ["test"] * (n - 40) + ["calibration"] * 40,
+        }
+        writer.append(lenses, rows)
+        return writer.commit()
 
 
 @pytest.fixture(scope="module")
 def store(lenses: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """100 lenses to test on, with any masses, and 40 to calibrate."""
-    with StoreWriter(
-        tmp_path_factory.mktemp("variants") / "prepared", name="lenses", origin="tests",
-        instrument="model_iii", shape=(64, 64), dtype="float32", parameters={},
-    ) as writer:  # fmt: skip
-        rows = {
-            "sample_id": [str(i) for i in range(140)],
-            "class": ["axion"] * 140,
-            TARGET: np.random.default_rng(0).uniform(-24, -22, 140).tolist(),
-            "split": ["test"] * 100 + ["calibration"] * 40,
-        }
-        writer.append(lenses[:140], rows)
-        return writer.commit()
+    truth = np.random.default_rng(0).uniform(-24, -22, 140)
+    return written(tmp_path_factory.mktemp("variants") / "prepared", lenses[:140], truth)
 
 
 def test_what_passes_is_a_file_and_what_does_not_has_its_numbers(
@@ -80,6 +89,69 @@ def test_a_variant_that_cannot_be_made_or_is_not_finite_is_refused_with_its_reas
     files, table = make_variants(onnx_path, store, ExportConfig(variants=("float16", "int8")))
     assert files == {}
     assert [row.refusals for row in table[1:]] == [(variants.NOTHING_TO_CHANGE,), (variants.NOT_FINITE,)]
+
+
+def with_weights_times(factor: float):
+    """Makes a variant whose answers have their logits multiplied."""
+
+    def make(fused, store, folder):
+        model = onnx.load(fused)
+        for tensor in model.graph.initializer:
+            if tensor.name in ("target_layer.weight", "target_layer.bias"):
+                array = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        return model
+
+    return make
+
+
+def test_a_faster_variant_that_is_worse_is_refused(onnx_path: Path, lenses, monkeypatch, tmp_path):
+    """Truths drawn from the model's own posteriors: it is calibrated, and what says otherwise is not."""
+    truth = OnnxRegressor(onnx_path, threads=1).predict(lenses[:340]).samples(1, 0)[:, 0]
+    honest = written(tmp_path / "prepared", lenses[:340], truth)
+    settings = ExportConfig(variants=("float16", "int8"), error_tolerance=0.02, coverage_tolerance=0.02)
+    monkeypatch.setattr(variants, "images_per_second", lambda *_: (100.0, 150.0))
+    makers = {"float16": with_weights_times(-1.0), "int8": with_weights_times(3.0)}
+    monkeypatch.setattr(variants, "MAKERS", makers)
+    files, (float32, contrary, boastful) = make_variants(onnx_path, honest, settings)
+    assert files == {} and not contrary.kept and not boastful.kept
+    assert float32.coverage_68 == pytest.approx(0.68, abs=4 * np.sqrt(0.68 * 0.32 / 300))
+    assert contrary.speedup == 1.5 and contrary.refusals[0].startswith("mean absolute error ")
+    assert contrary.mae_dex > 1.2 * float32.mae_dex
+    assert any(refusal.startswith("coverage at 68% is ") for refusal in boastful.refusals)
+    assert boastful.coverage_68 < float32.coverage_68 - 0.1
+
+    makers["int8"] = with_weights_times(1.0)
+    files, table = make_variants(onnx_path, honest, settings)
+    assert set(files) == {"model.int8.onnx"} and table[2].kept
+
+
+def test_the_export_holds_what_passed_and_tells_of_all(onnx_path: Path, store, monkeypatch, tmp_path):
+    version = ModelVersion("axion-mass-regressor", 3, "run", "models:/m", {}, (CHALLENGER,))
+    for name, answer in {
+        "champion_version": None, "get_version": version, "download_model": onnx_path, "read_card": "# Card",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(release, name, lambda *_, answer=answer: answer)
+    speeds = iter([(100.0, 150.0), (100.0, 90.0)])
+    monkeypatch.setattr(variants, "images_per_second", lambda *_: next(speeds))
+    export_stage(Config(), tmp_path / "plain", prepared=store.path)
+    assert not (tmp_path / "plain" / "variants.json").exists()
+
+    asked = {"variants": ["float16", "int8"], "error_tolerance": 1.0, "coverage_tolerance": 1.0}
+    settings = parse({"export": asked | {"least_speedup": 1.2}})
+    with pytest.raises(ReleaseError, match="give the store"):
+        export_stage(settings, tmp_path / "exported")
+    export_stage(settings, tmp_path / "exported", prepared=store.path)
+    found = {path.name for path in (tmp_path / "exported").glob("*.onnx")}
+    assert found == {"model.onnx", "model.float16.onnx"}
+    records = json.loads((tmp_path / "exported" / "variants.json").read_text())
+    assert [(row["variant"], row["kept"], row["speedup"]) for row in records] == [
+        ("float32", True, 1.0), ("float16", True, 1.5), ("int8", False, 0.9),
+    ]  # fmt: skip
+    card = (tmp_path / "exported" / release.CARD_FILE).read_text()
+    assert card.startswith("# Card\n") and "\n## Variants\n" in card
+    assert f"| float16 | 1.50 | {records[1]['megabytes']:.2f} | {records[1]['mae_dex']:.4f} |" in card
+    assert "| refused: 0.90 times as fast, asked are 1.2 |" in card
 
 
 def test_none_are_made_unless_asked_for(onnx_path: Path, store):
