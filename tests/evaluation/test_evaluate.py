@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from darkarc.config import Config, parse
 from darkarc.data.store import Store
@@ -21,7 +22,7 @@ from darkarc.evaluation.floor.beside import NAMES as FLOOR_NAMES
 from darkarc.evaluation.gallery import best_and_worst
 from darkarc.evaluation.metrics import score
 from darkarc.evaluation.predictions import predict_split, read_test_errors, split_rows, true_values
-from darkarc.models import Regressor, RegressorSpec
+from darkarc.models import Posterior, Regressor, RegressorSpec
 from darkarc.tracking import NullTracker
 from tests.evaluation.conftest import HISTORY, SIDE, PixelReader, make_store, posterior_and_truth
 
@@ -70,6 +71,7 @@ def test_numbers_are_those_of_an_exact_reader(evaluated: tuple[Path, dict[str, A
     assert metrics["n_test"] == 400 and metrics["n_scored"] == 300
     assert metrics["class_auc"] > 0.9
     assert metrics["published_best_mae_dex"] == 0.1262
+    assert "std_between" not in metrics and "std_within" not in metrics
     assert metrics["warnings"] == []
     assert [row["metric"] for row in metrics["missing"]] == ["floor_mae_dex"]
     assert "only rounding limits it" in metrics["missing"][0]["reason"]
@@ -186,6 +188,27 @@ def test_options_change_the_result(
     assert images[0] != images[1]
     assert metrics["mae_dex"] == before["mae_dex"]
     assert metrics["standard_error"]["mae_dex"] != before["standard_error"]["mae_dex"]
+
+
+class TwoMinds(PixelReader):
+    """An ensemble whose members disagree by a part of the width that they state together."""
+
+    def predict(self, images: NDArray[Any], *, target: str | None = None, batch_size: int = 256) -> Posterior:
+        own = super().predict(images, target=target, batch_size=batch_size)
+        share = np.linspace(0.2, 0.6, len(own))
+        return Posterior(
+            own.edges, own.density, own.class_probability, own.target, std_between=share * own.std
+        )
+
+
+def test_an_ensembles_spread_is_split_in_two(config: Config, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", per_class={"axion": 60})
+    metrics = evaluate(config, TwoMinds(), store, out=tmp_path / "r", tracker=NullTracker())
+    posterior = TwoMinds().predict(store.images(split_rows(store, "test")))
+    between = np.sqrt(np.mean(posterior.std_between**2))
+    assert metrics["std_between"] == pytest.approx(between, rel=1e-5)
+    assert metrics["std_within"] == pytest.approx(np.sqrt(np.mean(posterior.std**2) - between**2), rel=1e-5)
+    assert "Spread between members" in (tmp_path / "r" / "report.html").read_text("utf-8")
 
 
 def test_no_axion_images_give_nulls_with_reasons(config: Config, tmp_path: Path) -> None:

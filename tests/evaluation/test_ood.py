@@ -1,18 +1,20 @@
 """Strange images are what they claim to be, and the novelty of a regressor finds them."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from darkarc.config import Config, ModelConfig
 from darkarc.data.form import DataForm
 from darkarc.data.store import Store, StoreWriter
 from darkarc.evaluation.figures import strangers_figure
-from darkarc.evaluation.ood import ORDINARY, confidently_wrong, strange_images, summary
+from darkarc.evaluation.ood import ORDINARY, SEED_OFFSET, confidently_wrong, strange_images, summary
+from darkarc.evaluation.predictions import split_rows
 from darkarc.evaluation.strangers import Studio, strange_cases
-from darkarc.models import Posterior, Regressor, RegressorSpec
+from darkarc.models import Ensemble, Posterior, Regressor, RegressorSpec
 from darkarc.simulation import PRESETS, draw_scenes, render
 from darkarc.training.fit_novelty import fit_novelty
 from tests.evaluation.conftest import PixelReader
@@ -45,18 +47,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         return writer.commit()
 
 
-@pytest.fixture(scope="module")
-def regressor(store: Store) -> Regressor:
-    """Untrained, and sure of itself: what it says of any image is a narrow spike."""
-    section = ModelConfig(width=0.25, bins=32, recalibration="none").model_dump()
+def untrained(store: Store, lens_residual: str, seed: int = 0) -> Regressor:
+    section = ModelConfig(width=0.25, bins=32, recalibration="none", lens_residual=lens_residual).model_dump()
     images = store.images(slice(0, 200))
     statistics = {"mean": float(images.mean()), "std": float(images.std())}
-    torch.manual_seed(0)
-    made = Regressor(RegressorSpec(PRIOR, (64, 64), section, statistics, "model_iii")).eval()
+    torch.manual_seed(seed)
+    spec = RegressorSpec(PRIOR, (64, 64), section, statistics, "model_iii", asdict(FORM))
+    return Regressor(spec).eval()
+
+
+@pytest.fixture(scope="module")
+def regressor(store: Store) -> Regressor:
+    """Sure of itself: what it says of any image is a narrow spike."""
+    made = untrained(store, "compact")
     with torch.no_grad():
         made.target_layer.bias[5] = 20.0
         made.class_layer.bias[0] = 5.0
     fit_novelty(Config(), made, store)
+    assert made.novelty is not None and made.novelty.of_blur is not None
     return made
 
 
@@ -66,17 +74,21 @@ def test_novelty_and_flags_find_what_is_strange(regressor: Regressor, store: Sto
     assert next(iter(rows)) == ORDINARY and rows[ORDINARY]["n"] == 60 and rows[ORDINARY]["auc"] is None
     assert rows[ORDINARY]["withheld"] <= 0.05
     for name in (
+        "PSF × 1.5",
         "PSF × 2",
         "noise × 2",
         "pixels × 1.25",
+        "lens light",
         "clumpy source",
         "galaxy",
         "pure noise",
+        "shuffled",
         "constant",
     ):
         assert rows[name]["n"] == 30
         assert rows[name]["auc"] > 0.98, name
-        assert rows[name]["withheld"] > 0.9, name
+        assert rows[name]["flagged"] > 0.9, name
+        assert rows[name]["withheld"] > (0.7 if name == "PSF × 1.5" else 0.9), name
         assert rows[name]["wrong_before"] > 0.8, "such a spike is wrong of every image"
         assert rows[name]["wrong_after"] < 0.1
     found = summary(measured)
@@ -84,6 +96,26 @@ def test_novelty_and_flags_find_what_is_strange(regressor: Regressor, store: Sto
     assert len(strangers_figure(measured).axes) == len(measured) + 2
     text = page(metrics_of(**found))
     assert "Images it was not trained for" in text and "twice the noise" in text
+
+
+def test_an_ensembles_disagreement_is_held_against_the_novelty(regressor: Regressor, store: Store):
+    members = [untrained(store, "none", seed) for seed in range(2)]
+    for member in members:
+        torch.nn.init.normal_(member.target_layer.weight)
+    ensemble = Ensemble.of(members)
+    fit_novelty(Config(), ensemble, store)
+    measured = strange_images(ensemble, store, n=20, seed=0)
+    rows = {item.row["case"]: item.row for item in measured}
+    assert rows[ORDINARY]["auc_disagreement"] is None
+    ordinary = ensemble.predict(store.images(split_rows(store, "test"))).std_between
+    for case in strange_cases(FORM, 20, SEED_OFFSET):
+        both = np.concatenate([ordinary, ensemble.predict(case.images).std_between])
+        expected = roc_auc_score(np.repeat([0, 1], [60, 20]), both)
+        assert rows[case.name]["auc_disagreement"] == pytest.approx(expected), case.name
+    assert rows["PSF × 2"]["auc_disagreement"] < rows["PSF × 2"]["auc"] - 0.05
+    told = f"(of the members&#x27; disagreement {rows['PSF × 2']['auc_disagreement']:.3f})"
+    assert told in page(metrics_of(**summary(measured)))
+    assert "auc_disagreement" not in strange_images(regressor, store, n=2, seed=0)[1].row
 
 
 def test_where_nothing_can_be_compared_nothing_is_said(regressor: Regressor, store: Store):
