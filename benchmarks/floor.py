@@ -32,12 +32,11 @@ from darkarc.evaluation.floor.bank import make_bank
 from darkarc.evaluation.floor.beside import expected_error
 from darkarc.evaluation.floor.explore import explored
 from darkarc.evaluation.floor.lattice import mass_curve
-from darkarc.evaluation.floor.posterior import bin_density, exact_answers
+from darkarc.evaluation.floor.posterior import ExactAnswer, bin_density, exact_answers
 from darkarc.evaluation.floor.store import even_sample
 from darkarc.evaluation.metrics import LEVELS, coverage, uniform_distance
 from darkarc.models import Posterior
 from darkarc.serving import OnnxRegressor
-from darkarc.serving.exact import MISFIT, WORST
 from darkarc.simulation import draw_scenes, render
 from tests.evaluation.floor_oracle import sample
 
@@ -90,23 +89,25 @@ def calibration(
         file = None if keep is None else keep / f"{preset}-{noise}-{seed}-{k}.npz"
         kept = np.load(file, allow_pickle=False) if file is not None and file.exists() else {}
         if "misfit" in kept:
-            density.append(kept["density"].astype(np.float64))
             seconds.append(float(kept["seconds"]))
-            misfit, worst = float(kept["misfit"]), float(kept["worst"])
+            answer = ExactAnswer(
+                kept["density"].astype(np.float64), float(kept["misfit"]), float(kept["worst"])
+            )
         else:
             image = render(preset, scenes[np.array([k])], noise=noise, seed=seed, indices=np.array([k]))
             started = time.process_time()
             answer = next(exact_answers(image.numpy(), preset, noise, bins=FINE))
-            density.append(answer.density)
-            misfit, worst = answer.misfit, answer.worst
             seconds.append(time.process_time() - started)
             if file is not None:
                 content = BytesIO()
-                narrow = density[-1].astype(np.float32)
-                np.savez(content, density=narrow, seconds=seconds[-1], misfit=misfit, worst=worst)
+                narrow = answer.density.astype(np.float32)
+                np.savez(
+                    content, density=narrow, seconds=seconds[-1], misfit=answer.misfit, worst=answer.worst
+                )
                 write_file(file, content.getvalue())
         truth.append(float(scenes.log10_mass_ev[k]))
-        explained.append(abs(misfit) < MISFIT and worst < WORST)
+        density.append(answer.density)
+        explained.append(answer.explained)
     report(preset, noise, np.array(density), np.array(truth), np.array(seconds))
     if model is not None:
         pixels = render(preset, scenes[order], noise=noise, seed=seed, indices=order).numpy()

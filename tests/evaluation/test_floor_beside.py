@@ -87,7 +87,8 @@ def evaluated(store: Store, regressor: Fixed, cache: Path, out: Path, **section:
 
 
 def test_an_honest_regressor_stands_beside_the_floor_without_alarm(store, lenses, cache, tmp_path):
-    exact = stored_posterior(store, np.arange(N), cache=cache)
+    exact, explained = stored_posterior(store, np.arange(N), cache=cache)
+    assert explained.all()
     wide = gaussian_posterior(exact.median, 1.5 * exact.std, exact.edges)
     metrics = evaluated(store, Fixed(lenses[1], wide), cache, tmp_path)
     error = np.abs(exact.median - lenses[0])
@@ -110,6 +111,38 @@ def test_a_regressor_that_knows_the_answers_sets_the_alarm_off(store, lenses, ca
     assert metrics["floor_ratio"] < 0.2
 
 
+def test_an_image_that_no_lens_explains_counts_for_nothing(lenses, tmp_path):
+    truth, images = lenses[0][:3], lenses[1][:3].copy()
+    images[1, 20:24, 40:44] += 30 * images[1].std()
+    store = store_of(tmp_path / "store", (truth, images))
+    answers = gaussian_posterior(truth, 0.1)
+    metrics = evaluated(store, Fixed(images, answers), tmp_path / "cache", tmp_path / "all")
+    assert metrics["floor_n_images"] == 2 and metrics["floor_n_unexplained"] == 1
+    exact, explained = stored_posterior(store, np.arange(3), cache=tmp_path / "cache")
+    assert explained.tolist() == [True, False, True]
+    error = np.abs(exact.median - truth)[explained]
+    assert metrics["floor_mae_dex"] == pytest.approx(error.mean(), rel=1e-4)
+    assert not any("no lens" in line for line in metrics["warnings"]), "one may be bad luck"
+    found = floor_stage(store, tmp_path / "floor.json", images=3, cache=tmp_path / "cache", progress=False)
+    assert found["n_images"] == 2 and found["n_unexplained"] == 1
+    assert [row["sample_id"] for row in found["images"]] == ["s0", "s2"]
+
+
+def test_a_store_of_another_form_than_its_manifest_says_is_a_warning(lenses, tmp_path):
+    truth, images = lenses[0][:4], lenses[1][:4].copy()
+    images[:3, 20:24, 40:44] += 30 * images[:3].std()
+    store = store_of(tmp_path / "most", (truth, images))
+    answers = gaussian_posterior(truth, 0.1)
+    metrics = evaluated(store, Fixed(images, answers), tmp_path / "cache", tmp_path / "out")
+    assert any("explains 3 of 4 test images" in line for line in metrics["warnings"])
+    none = store_of(tmp_path / "none", (truth[:3], images[:3]))
+    metrics = evaluated(none, Fixed(images[:3], answers[:3]), tmp_path / "cache", tmp_path / "out")
+    assert metrics["floor_mae_dex"] is None
+    assert any("explains any of 3 images" in row["reason"] for row in metrics["missing"])
+    with pytest.raises(NoFloor, match="explains any of 3 images"):
+        floor_stage(none, tmp_path / "floor.json", images=3, cache=tmp_path / "cache", progress=False)
+
+
 def test_without_images_there_is_no_floor_and_a_reason(store, lenses, cache, tmp_path):
     posterior = gaussian_posterior(lenses[0], 0.1)
     metrics = evaluated(store, Fixed(lenses[1], posterior), cache, tmp_path, floor_images=0)
@@ -130,25 +163,25 @@ def test_the_alarm_on_numbers_alone():
 
 
 def test_what_was_computed_once_is_not_computed_again(store, cache, monkeypatch):
-    before = stored_posterior(store, np.arange(N), cache=cache)
+    before, _ = stored_posterior(store, np.arange(N), cache=cache)
 
     def refuse(images, *_, **__):
         assert list(images) == []
         return iter(())
 
     monkeypatch.setattr(floor_store, "exact_answers", refuse)
-    again = stored_posterior(store, np.arange(N)[::-1], cache=cache)
+    again, _ = stored_posterior(store, np.arange(N)[::-1], cache=cache)
     np.testing.assert_array_equal(again.density[::-1], before.density)
 
 
 def test_a_damaged_entry_is_computed_again(store, lenses, cache):
     (folder,) = cache.iterdir()
-    kept = (folder / "2.npy").read_bytes()
-    (folder / "2.npy").write_bytes(kept[:40])
-    again = stored_posterior(store, np.array([2]), cache=cache)
-    alone = exact_posterior(lenses[1][2:3], "model_iii", "physical")
+    kept = (folder / "2.npz").read_bytes()
+    (folder / "2.npz").write_bytes(kept[:40])
+    again, _ = stored_posterior(store, np.array([2]), cache=cache)
+    alone = exact_posterior(lenses[1][2:3], "model_iii", "physical", bins=floor_store.BINS)
     np.testing.assert_array_equal(again.density, alone.density)
-    assert (folder / "2.npy").read_bytes() == kept
+    assert (folder / "2.npz").read_bytes() == kept
 
 
 def test_forms_without_a_floor_say_why(lenses, tmp_path, prepared):

@@ -100,10 +100,18 @@ def _by_mass(metrics: Mapping[str, Any]) -> list[str]:
     names = [name for name in BY_MASS if name in rows[0]]
     header = ("True value", "Images", *(MEANINGS[name][0] for name in names))
     body = [
-        (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(number(row[name], 3) for name in names))
+        (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(_binned(row, name) for name in names))
         for row in rows
     ]
     return ["### By true value", _table(header, body), BINNED_TRUTH]
+
+
+def _binned(row: Mapping[str, Any], name: str) -> str:
+    """A number of a bin; the floor's, which is of a few images, with its error and their number."""
+    text, error = number(row[name], 3), row.get(f"{name}_se")
+    if name != "floor_mae_dex" or row[name] is None:
+        return text
+    return f"{text}{'' if error is None else f' ± {error:.3f}'} ({row['floor_n']})"
 
 
 def _published(metrics: Mapping[str, Any]) -> list[str]:

@@ -62,12 +62,17 @@ MEANINGS = {
     "floor_mae_dex": (
         "Information floor",
         "dex",
-        "mean absolute error of exact posteriors of some of the test images: nobody gets below it",
+        "mean absolute error of exact posteriors of some test images: nobody gets below it but by chance",
     ),
     "floor_expected_mae_dex": (
         "Information floor, expected",
         "dex",
         "the error that those exact posteriors expect of themselves",
+    ),
+    "floor_n_unexplained": (
+        "Images that no lens explains",
+        "",
+        "of those taken for the floor: the search has missed the maximum, or they are of another form",
     ),
     "floor_same_images_mae_dex": ("MAE on the floor's images", "dex", "of the regressor's median"),
     "floor_ratio": ("MAE over floor", "", "on the same images; 1 is the limit"),

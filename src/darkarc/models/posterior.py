@@ -57,7 +57,8 @@ class Posterior:
             raise PosteriorError(
                 f"class_probability must be ({len(density)}, {len(CLASSES)}), found {classes.shape}"
             )
-        total = density @ np.diff(edges)
+        # Row by row: a product with a vector would let the last bit of a row depend on the others.
+        total = np.sum(density * np.diff(edges), axis=1)
         bad = ~(np.isfinite(density).all(axis=1) & (density >= 0).all(axis=1))
         bad |= ~(np.abs(total - 1) < NORMALISATION_TOLERANCE)
         if bad.any():

@@ -14,10 +14,6 @@ from darkarc.simulation import get_preset
 
 BINS = 8192
 """Of 2.4e-4 dex: the longest vortices are known to a few of them."""
-MISFIT = 5.0
-"""Standard deviations of chi-square, from which on no lens of the form explains an image."""
-WORST = 6.0
-"""Standard deviations that no pixel of an explained image reaches: 1 of 10^5 images of 4,096 pixels does."""
 MISSED = 0.02
 """Share of images in which the best of many narrow maxima is not found: 4 of 440 (`benchmarks/floor.py`), and
 a margin."""
@@ -55,7 +51,7 @@ class ExactPosteriors:
             workers=max(1, min(self._workers, len(images))),
         )
         for answer in answers:
-            if abs(answer.misfit) < MISFIT and answer.worst < WORST:
+            if answer.explained:
                 yield answer.density, ""
             else:
                 reason = f"chi-square off by {answer.misfit:+.1f} sigma, worst pixel {answer.worst:.1f} sigma"

@@ -24,11 +24,15 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True, eq=False)
 class Beside:
-    """M images: scores of their exact posteriors and of the regressor's, and each one's expected error."""
+    """M images: scores of their exact posteriors and of the regressor's, and each one's expected error.
+
+    n_unexplained: further images that no lens of their form explains; they count for nothing.
+    """
 
     exact: Scores
     own: Scores
     expected: Floats
+    n_unexplained: int
 
     def __len__(self) -> int:
         return len(self.exact)
@@ -70,16 +74,19 @@ def compute_beside(
         raise NoFloor("no test image has a true axion mass")
     with Progress(disable=not progress, transient=True) as bar:
         task = bar.add_task("Information floor", total=len(chosen))
-        exact = stored_posterior(
+        exact, explained = stored_posterior(
             store,
             predictions.rows[known[chosen]],
             cache=cache,
             workers=workers,
             advance=lambda: bar.advance(task),
         )
+    if not explained.any():
+        raise NoFloor(f"no lens of the form in the manifest explains any of {len(chosen)} images")
+    exact, chosen = exact[explained], chosen[explained]
     truth = scores.truth[chosen]
     scored = score(exact, truth, draw_references(exact.edges, len(truth), seed))
-    return Beside(scored, scores[chosen], expected_error(exact))
+    return Beside(scored, scores[chosen], expected_error(exact), int((~explained).sum()))
 
 
 def expected_error(posterior: Posterior) -> Floats:
@@ -104,6 +111,7 @@ def floor_numbers(beside: Beside, seed: int) -> tuple[dict[str, float | int], di
         "floor_same_images_mae_dex": float(own.mean()),
         "floor_ratio": float(own.mean() / exact.mean()),
         "floor_n_images": len(exact),
+        "floor_n_unexplained": beside.n_unexplained,
     }
     errors = {name: float(draw.std(ddof=1)) if len(exact) > 1 else None for name, draw in draws.items()}
     return values, errors

@@ -29,6 +29,11 @@ Floats = NDArray[np.float64]
 POINTS = 4
 """Cells a row of the lattice, or a bin if that is narrower, over which the density is summed."""
 
+MISFIT = 5.0
+"""Standard deviations of chi-square, from which on no lens of the form explains an image."""
+WORST = 6.0
+"""Standard deviations that no pixel of an explained image reaches: 1 of 10^5 images of 4,096 pixels does."""
+
 
 def exact_posterior(
     images: NDArray[np.generic] | Iterable[NDArray[np.generic]],
@@ -67,6 +72,12 @@ class ExactAnswer:
     density: Floats
     misfit: float
     worst: float
+
+    @property
+    def explained(self) -> bool:
+        """Whether a lens of the form explains the image; if not, it is of another form or the search has
+        missed the maximum, and the density means nothing."""
+        return abs(self.misfit) < MISFIT and self.worst < WORST
 
 
 def exact_answers(

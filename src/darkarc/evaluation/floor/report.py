@@ -18,6 +18,9 @@ from darkarc.evaluation.floor.beside import (
 from darkarc.evaluation.floor.likelihood import NoFloor
 from darkarc.evaluation.predictions import Predictions
 
+MISSED = 0.05
+"""Share of images whose maximum the search may miss: it misses that of one or two in a hundred."""
+
 
 def add_floor(
     metrics: dict[str, Any],
@@ -40,7 +43,7 @@ def add_floor(
             store, predictions, images, seed=seed, cache=cache, workers=workers, progress=progress
         )
     except NoFloor as reason:
-        metrics |= {**dict.fromkeys(NAMES), "floor_n_images": 0}
+        metrics |= {**dict.fromkeys(NAMES), "floor_n_images": 0, "floor_n_unexplained": 0}
         metrics["missing"] += [{"metric": "floor_mae_dex", "reason": f"no information floor: {reason}"}]
         for row in rows:
             row |= NO_ROW
@@ -54,3 +57,8 @@ def add_floor(
     own_error, exact_error = np.abs(beside.own.error), np.abs(beside.exact.error)
     metrics["leaks"] = floor_warnings(DEFAULT_TARGET, own_error, exact_error, seed)
     metrics["warnings"] += metrics["leaks"]
+    if beside.n_unexplained > max(2, MISSED * (len(beside) + beside.n_unexplained)):
+        metrics["warnings"].append(
+            f"{DEFAULT_TARGET}: no lens of the form in the manifest explains {beside.n_unexplained} of "
+            f"{len(beside) + beside.n_unexplained} test images: they may not be what their manifest says"
+        )

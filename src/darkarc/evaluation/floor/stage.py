@@ -41,8 +41,9 @@ def floor_stage(
     standard errors; `expected_mae_dex`, the error that the posteriors themselves expect; all of it by mass;
     each image's median and intervals; and the Cramer-Rao bound along the mass. And its figure, `out` as .png.
 
-    A killed call goes on where it stopped. Raises `NoFloor` where the store's preset or noise form is not
-    known or has no floor.
+    Images that no lens of the store's form explains are counted and left out: the search has missed the
+    maximum, or they are of another form. A killed call goes on where it stopped. Raises `NoFloor` where the
+    store's preset or noise form is not known or has no floor.
     """
     from darkarc.evaluation.tables import tidy
 
@@ -55,7 +56,7 @@ def floor_stage(
     rows, truth = rows[chosen], truth[chosen]
     with Progress(disable=not progress) as bar:
         task = bar.add_task("floor", total=len(rows))
-        posterior = stored_posterior(
+        posterior, explained = stored_posterior(
             store,
             rows,
             cache=cache,
@@ -63,6 +64,9 @@ def floor_stage(
             device=device,
             advance=lambda: bar.advance(task),
         )
+    if not explained.any():
+        raise NoFloor(f"{store.path}: no lens of the form in its manifest explains any of {len(rows)} images")
+    posterior, rows, truth = posterior[explained], rows[explained], truth[explained]
     scores = score(posterior, truth, draw_references(posterior.edges, len(rows), seed))
     prior = (float(posterior.edges[0]), float(posterior.edges[-1]))
     bound = cramer_rao(form.preset, form.noise, distances=form.distances or "deeplense", seed=seed)
@@ -76,6 +80,7 @@ def floor_stage(
             "preset": form.preset,
             "noise": form.noise,
             "n_images": len(rows),
+            "n_unexplained": int((~explained).sum()),
             **values,
             "expected_mae_dex": float(expected.mean()),
             "standard_error": errors,
