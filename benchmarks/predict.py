@@ -1,9 +1,12 @@
 """Images a second: the exported regressor on ONNX Runtime against eager torch, on the CPU, in one run.
 
     python benchmarks/predict.py --threads 1 --batch-sizes 1 8 64 256
+    python benchmarks/predict.py --threads 1 --batch-sizes 64 --trained data/trained
 
 Each pair is timed in turn, several times, and the best of each is compared, so that another process on the
-machine disturbs both alike. The regressors are untrained: speed does not depend on the weights.
+machine disturbs both alike. Without `--trained` the regressors are untrained networks without a fitted lens
+(speed does not depend on the weights); with it they are a training's, fitted lens and vortex and all, and the
+images are lenses of its form.
 """
 
 import argparse
@@ -17,9 +20,11 @@ import torch
 
 from darkarc.config import DEFAULT_TARGET, ModelConfig
 from darkarc.models import Prediction, Regressor, RegressorSpec
-from darkarc.serving import OnnxRegressor, export_onnx
+from darkarc.serving import OnnxRegressor, export_onnx, load
+from darkarc.simulation import draw_scenes, render
 
 BACKBONES = ("small_resnet", "efficientnet_b0")
+SEED = 2**43
 
 
 def untrained(backbone: str, shape: tuple[int, int]) -> Regressor:
@@ -52,8 +57,16 @@ def best_seconds(tasks: list[Callable[[], object]], budget_s: float) -> list[flo
 
 
 def largest_difference(a: Prediction, b: Prediction) -> float:
-    """In median, quantiles and class probability."""
-    return max(float((x - y).abs().max()) for x, y in zip(a[1:], b[1:], strict=True))
+    """In everything but the density, whose unit is that of one over the target's."""
+    both = [(x, y) for x, y in zip(a[1:], b[1:], strict=True) if x is not None and y is not None]
+    return max(float((x - y).abs().max()) for x, y in both)
+
+
+def lenses(form: dict[str, str], n: int) -> torch.Tensor:
+    """(n, 1, H, W) simulated axion lenses in the form that a regressor was trained on."""
+    scenes = draw_scenes(form["preset"], "axion", SEED, range(n))
+    images = render(form["preset"], scenes, noise=form["noise"], distances=form["distances"], seed=SEED)
+    return images[:, None].float()
 
 
 def main() -> None:
@@ -62,28 +75,37 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=64, help="side of the image")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of both")
     parser.add_argument("--seconds", type=float, default=4.0, help="time spent on one batch size")
+    parser.add_argument("--trained", type=Path, nargs="+", default=[], help="folders of trained regressors")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{arguments.pixels} x {arguments.pixels} pixels, {arguments.threads} thread(s), images/s\n")
+    print(f"{arguments.threads} thread(s), images/s\n")
     print(
-        "| backbone | batch | eager torch | ONNX Runtime | ratio | largest difference |\n" + "|---" * 6 + "|"
+        "| regressor | batch | eager torch | ONNX Runtime | ratio | largest difference |\n" + "|---" * 6 + "|"
     )
-    for backbone in BACKBONES:
-        regressor = untrained(backbone, (arguments.pixels, arguments.pixels))
+    shape = (arguments.pixels, arguments.pixels)
+    named = {str(path): load(path) for path in arguments.trained}
+    for name, regressor in (
+        named or {backbone: untrained(backbone, shape) for backbone in BACKBONES}
+    ).items():
         with tempfile.TemporaryDirectory() as folder:
             exported = OnnxRegressor(
                 export_onnx(regressor, Path(folder) / "model.onnx"), threads=arguments.threads
             )
         for batch in arguments.batch_sizes:
-            shape = (batch, 1, arguments.pixels, arguments.pixels)
-            images = torch.from_numpy(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+            form = regressor.spec.form
+            if form:
+                images = lenses(form, batch)
+            else:
+                images = torch.from_numpy(
+                    np.random.default_rng(0).normal(size=(batch, 1, *regressor.shape)).astype(np.float32)
+                )
             with torch.inference_mode():
                 eager, onnx = best_seconds(
                     [lambda r=regressor, x=images: r(x), lambda r=exported, x=images: r(x)], arguments.seconds
                 )
                 difference = largest_difference(regressor(images), exported(images))
             print(
-                f"| {backbone} | {batch} | {batch / eager:.0f} | {batch / onnx:.0f} | {eager / onnx:.2f} | "
+                f"| {name} | {batch} | {batch / eager:.0f} | {batch / onnx:.0f} | {eager / onnx:.2f} | "
                 f"{difference:.1e} |"
             )
 

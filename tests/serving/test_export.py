@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -127,6 +128,15 @@ def test_the_fitted_lens_is_in_the_file(make_regressor, lenses, tmp_path):
         expected = regressor(images)
     assert largest_difference(expected, exported(images), regressor) < 1e-3  # its channels reach 10 and more
     assert exported.spec.form == form
+    parts = [exported(images[:24]).density, exported(images[24:]).density]
+    assert torch.equal(exported(images).density, torch.cat(parts)), "four at a time, whatever the batch"
+    sizes = []
+    run = exported._session.run
+    exported._session = SimpleNamespace(
+        run=lambda names, fed: sizes.append(len(fed["images"])) or run(names, fed)
+    )
+    exported(images[:10])
+    assert sizes == [4, 4, 2]
     blind = make_regressor(form=form, lens_residual="none")
     assert regressor.standardise(images).shape[1] == 4 and blind.standardise(images).shape[1] == 1
 
