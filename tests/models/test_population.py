@@ -1,5 +1,7 @@
 """The joint posterior of many lenses, against closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -182,6 +184,17 @@ def test_correlated_errors_widen_a_population_to_its_design_effect():
     ):
         with pytest.raises(PopulationError, match="correlation"):
             combine(lenses, errors=wrong)
+
+
+def test_posteriors_that_know_of_common_errors_are_joined_with_them():
+    lenses, errors = gaussians(np.full(50, -23.0), 0.1, 0.9), PopulationErrors(0.1)
+    knowing = replace(lenses, population={"correlation": 0.1, "axion_share": 0.75})
+    same = np.testing.assert_array_equal
+    same(combine(knowing).density, combine(lenses, errors=errors).density)
+    same(combine(knowing[:20]).density, combine(lenses[:20], errors=errors).density)
+    same(combine(knowing, errors=PopulationErrors()).density, combine(lenses).density)
+    ours = combine(knowing, axion_share="unknown").density
+    same(ours, combine(lenses, axion_share="unknown", trained_share=0.75, errors=errors).density)
 
 
 @pytest.mark.parametrize(("common", "low", "high"), [(0.0, 0.0, 0.01), (0.3, 0.15, 0.5)])

@@ -93,6 +93,9 @@ def test_predict_leaves_the_mode_alone_and_never_drops_out(regressor: Make) -> N
     first, second = made.predict(images), made.predict(images)
     assert made.training
     assert np.array_equal(first.density, second.density)
+    assert first.population is None
+    made.spec.statistics["population"] = {"correlation": 0.2}
+    assert made.predict(images)[0].population == {"correlation": 0.2}
 
 
 def changed(make: Make, **options: object) -> bool:

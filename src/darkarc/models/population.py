@@ -89,10 +89,10 @@ def join(
         images, so that c_i is the regressor's own class probability. 1: every lens is axion-like (c_i = 1).
         "unknown": integrated out, uniform between 0 and 1.
     trained_share: the share of axion-like images in training; needed to rescale c_i to another share,
-        by Bayes' theorem: the odds of c_i are multiplied by the ratio of the two shares' odds.
-    errors: what the regressor's errors on lenses of one mass have in common
-        (`PopulationErrors.of(regressor.spec.statistics["population"])`). Default: nothing, as for exact
-        posteriors.
+        by Bayes' theorem: the odds of c_i are multiplied by the ratio of the two shares' odds. Default:
+        what the posterior knows.
+    errors: what the regressor's errors on lenses of one mass have in common. Default: what the posterior
+        itself knows (`Posterior.population`); nothing for exact ones. `PopulationErrors()`: nothing.
 
     The mean of the class probabilities over the lenses is the joint posterior's.
     Raises `PopulationError`.
@@ -104,7 +104,10 @@ def join(
     n = len(posterior)
     if n == 0:
         raise PopulationError("expected the posteriors of at least one lens, found none")
-    errors = errors or PopulationErrors()
+    known = posterior.population or {}
+    errors = PopulationErrors.of(known) if errors is None else errors
+    if axion_share is not None and trained_share is None:
+        trained_share = known.get("axion_share")
     _check(errors)
     log_prior = np.log(_prior(prior, posterior))
     with np.errstate(divide="ignore"):

@@ -1,6 +1,8 @@
 """`Posterior`: what a regressor says about one target of each image, on a grid over its prior range."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +32,8 @@ class Posterior:
         a single regressor. `std_within` is the rest: the two add in squares.
     novelty: (N,) how unlike the training images each image is: one calibration image in 100 exceeds 2, one
         in 1,000 exceeds 3; None if the regressor cannot tell.
+    population: what the regressor knows of its answers to many lenses of one mass
+        (`darkarc.models.population_errors`), which `combine` allows for; None: nothing, as for exact ones.
 
     Raises `PosteriorError` if the shapes disagree or a row is no density.
     """
@@ -40,6 +44,7 @@ class Posterior:
     target: str
     novelty: Floats | None = None
     std_between: Floats | None = None
+    population: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         edges = np.asarray(self.edges, dtype=np.float64)
@@ -81,7 +86,13 @@ class Posterior:
         novelty = None if self.novelty is None else self.novelty[index]
         between = None if self.std_between is None else self.std_between[index]
         return Posterior(
-            self.edges, self.density[index], self.class_probability[index], self.target, novelty, between
+            self.edges,
+            self.density[index],
+            self.class_probability[index],
+            self.target,
+            novelty,
+            between,
+            self.population,
         )
 
     @property

@@ -16,6 +16,7 @@ from darkarc.models.backbones import BACKBONES, BackboneError
 from darkarc.models.heads import HEADS, Grid, Head
 from darkarc.models.lens_residual import LENSES
 from darkarc.models.novelty import Novelty
+from darkarc.models.population_errors import KEY
 from darkarc.models.posterior import Posterior
 from darkarc.models.preprocessing import Standardise
 from darkarc.models.recalibration import Recalibration
@@ -317,11 +318,16 @@ class Regressor(nn.Module):
             parts = [self(chunk.to(device)).cpu() for chunk in batch.split(batch_size)]
         finally:
             self.train(training)
-        return to_posterior(parts, index, self.edges(target), self.targets[index])
+        population = self.spec.statistics.get(KEY)
+        return to_posterior(parts, index, self.edges(target), self.targets[index], population)
 
 
 def to_posterior(
-    parts: Sequence[Prediction], index: int, edges: NDArray[np.float64], target: str
+    parts: Sequence[Prediction],
+    index: int,
+    edges: NDArray[np.float64],
+    target: str,
+    population: Mapping[str, Any] | None = None,
 ) -> Posterior:
     """The `Posterior` of one target, number `index` of the regressor's, from the answers to its batches."""
     joined = [
@@ -338,6 +344,7 @@ def to_posterior(
         target,
         novelty=found["novelty"],
         std_between=None if between is None else between[:, index],
+        population=population,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from darkarc.config import ModelConfig
 from darkarc.models import Grid, Posterior, Prediction, RegressorError, as_image_batch, to_posterior
+from darkarc.models.population_errors import KEY
 from darkarc.serving.onnx_file import INPUT, MAX_BYTES, OnnxError, outputs_of, read_onnx
 
 IN_CACHE = 4
@@ -104,7 +105,8 @@ class OnnxRegressor(nn.Module):
         name = self._name(target)
         index = self.targets.index(name)
         parts = [self(chunk) for chunk in as_image_batch(images, self.shape).split(batch_size)]
-        return to_posterior([part.cpu() for part in parts], index, self._edges[name], name)
+        population = self.spec.statistics.get(KEY)
+        return to_posterior([part.cpu() for part in parts], index, self._edges[name], name, population)
 
     def _name(self, target: str | None) -> str:
         if target is None:
