@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(1)
     preset, noise, errors, regressor = args.preset, args.noise, PopulationErrors(), None
     if not args.exact:
-        regressor = load(args.model)
+        regressor = load(args.model, threads=1)  # several spin while they wait, and others pay for it
         known = regressor.spec.form
         form = DataForm(**known) if known else data_form(Store.open(args.prepared).manifest)
         preset, noise = form.preset or preset, form.noise or noise
