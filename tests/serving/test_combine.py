@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from darkarc.cli import app
 from darkarc.models import PopulationError, Posterior, combine, save_regressor
@@ -60,13 +62,27 @@ def test_what_the_regressor_knows_of_populations_is_used(make_regressor, populat
     assert unknown["axion_share"]["assumed"] == "unknown" and 0 < unknown["axion_share"]["q50"] < 1
 
 
-def test_flagged_images_are_left_out_unless_asked_for(regressor, population, monkeypatch):
+def test_flagged_images_are_left_out_unless_asked_for(regressor, population, tmp_path):
     folder, images = population
-    np.save(folder / "w_wide.npy", images[0] + np.float32(0.02))
+    np.save(folder / "w_brighter.npy", images[0] * np.float32(1.25))
     strict = read_lenses(regressor, [folder])
     lenient = read_lenses(regressor, [folder], keep_flagged=True)
-    assert len(lenient.names) >= len(strict.names) == N
-    assert {name for name, _ in lenient.left_out} <= {name for name, _ in strict.left_out}
+    (reason,) = [why for name, why in strict.left_out if name.endswith("w_brighter.npy")]
+    assert "outside training range" in reason and "far" not in reason
+    assert len(strict.names) == N
+    assert sorted({*lenient.names} - {*strict.names}) == [str(folder / "w_brighter.npy")]
+    assert len(lenient.posterior.density) == N + 1
+    far = {"x_bright.npy", "y_torn.npy"}
+    assert {Path(name).name for name, _ in lenient.left_out} == far
+    assert {Path(name).name for name, _ in strict.left_out} == far | {"w_brighter.npy"}
+
+    out = tmp_path / "joint.json"
+    save_regressor(regressor, tmp_path / "model")
+    words = ["combine", str(tmp_path / "model"), str(folder), "--out", str(out), "--axion-share", "trained"]
+    for flags, n in (([], N), (["--keep-flagged"], N + 1)):
+        result = CliRunner().invoke(app, [*words, *flags])
+        assert result.exit_code == 0, result.output
+        assert json.loads(out.read_text())["n_lenses"] == n
 
 
 def test_no_lens_and_wrong_shares_are_refused(regressor, tmp_path):
@@ -88,8 +104,6 @@ def test_kinds_and_growing_numbers():
 
 
 def test_a_limit_is_said_on_the_command_line(regressor, population, tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
     folder, _ = population
     save_regressor(regressor, tmp_path / "model")
     edges = np.linspace(-24, -22, 65)
