@@ -1,6 +1,7 @@
 """Fixtures of every test: seeds, and the real DeepLense files where they are at hand."""
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import settings
 from tests import unpickling
 
 PROJECT = Path(__file__).resolve().parents[1]
+VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+DVC_VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 
 
 unpickling.watch()
@@ -68,3 +71,38 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"real DeepLense files are not here ({folder}); set DARKARC_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it does not."""
+    folder = tmp_path_factory.mktemp("fresh")
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        for name in (*VARIABLES, *DVC_VARIABLES):
+            context.delenv(name, raising=False)
+        context.setenv("DVC_ROOT", str(folder))
+        from darkarc.tracking import tracking_uri
+
+        tracking_uri()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory is a project that has never tracked anything."""
+    for name in (*VARIABLES, *DVC_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "a project"  # a blank in the path, as on many desktops
+    root.mkdir()
+    (root / "params.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def project(empty_project: Path, fresh_database: Path) -> Path:
+    """A project of its own with an empty MLflow database."""
+    shutil.copy(fresh_database, empty_project / "mlflow.db")
+    return empty_project

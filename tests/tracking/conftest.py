@@ -1,6 +1,5 @@
-"""A project of its own for each test, with an MLflow database, and small real models."""
+"""Settings, a run, a store and small real models for each test."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,41 +13,7 @@ from darkarc.data.store import Store, StoreWriter
 from darkarc.tracking import open_client, tracking_uri
 from darkarc.tracking.location import experiment_id
 
-VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
-DVC_VARIABLES = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 SIDE = 8
-
-
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it does not."""
-    folder = tmp_path_factory.mktemp("fresh")
-    patch = pytest.MonkeyPatch()
-    with patch.context() as context:
-        for name in (*VARIABLES, *DVC_VARIABLES):
-            context.delenv(name, raising=False)
-        context.setenv("DVC_ROOT", str(folder))
-        tracking_uri()
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory is a project that has never tracked anything."""
-    for name in (*VARIABLES, *DVC_VARIABLES):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = tmp_path / "a project"  # a blank in the path, as on many desktops
-    root.mkdir()
-    (root / "params.yaml").write_text("seed: 0\n")
-    monkeypatch.chdir(root)
-    return root
-
-
-@pytest.fixture
-def project(empty_project: Path, fresh_database: Path) -> Path:
-    shutil.copy(fresh_database, empty_project / "mlflow.db")
-    return empty_project
 
 
 @pytest.fixture
