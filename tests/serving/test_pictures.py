@@ -11,7 +11,7 @@ from darkarc.evaluation.zoom import shown_range, significant_digits
 from darkarc.models import Posterior
 from darkarc.serving import predict_files
 from darkarc.serving.pictures import Album, picture_name
-from darkarc.serving.table import table_row
+from darkarc.serving.table import Journal, table_row
 
 
 @pytest.fixture
@@ -82,3 +82,22 @@ def test_predict_draws_them_and_goes_on_after_a_kill(tmp_path, lenses, wary, mon
     }
     with out.open() as file:
         assert len(list(csv.DictReader(file))) == 5
+
+
+def test_pictures_asked_for_after_a_kill_are_all_there(tmp_path, lenses, wary, monkeypatch):
+    for k in range(4):
+        np.save(tmp_path / f"lens{k}.npy", lenses[k])
+    paths = sorted(tmp_path.glob("*.npy"))
+    folder, out = tmp_path / "pictures", tmp_path / "table.csv"
+    append, options = Journal.append, {"batch_size": 2, "gate": 0.0, "progress": False}
+
+    def killed(self, rows):
+        append(self, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(wary, paths, out, **options)
+    monkeypatch.setattr(Journal, "append", append)
+    predict_files(wary, paths, out, pictures=folder, **options)
+    assert sorted(path.name for path in folder.iterdir()) == [f"{k:07d}_lens{k}.npy.png" for k in range(4)]

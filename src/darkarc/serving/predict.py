@@ -109,6 +109,8 @@ def predict_files(
     identity = {
         "regressor": fingerprint(regressor), "paths": listed, "target": answers.target, "gate": gate,
         "batch_size": batch_size, "exact": exact,
+        # What the journal holds has its picture only where pictures were asked for.
+        "pictures": None if pictures is None else printable(str(pictures)),
     }  # fmt: skip
     with Journal(out, identity, resume=resume) as journal, _bar(progress) as advance:
         items, summary = _after_journal(journal, paths, out)
