@@ -9,9 +9,9 @@ import yaml
 
 from darkarc import config as configuration
 from darkarc.config import Config
-from darkarc.tuning import Study, StudyError, apply_winner, parse_study, tune_stage, write_winner
+from darkarc.tuning import Study, StudyError, apply_winner, parse_study, tune_stage, winner_tags, write_winner
 from darkarc.tuning.book import FAILED, FINISHED, PRUNED, StudyBook
-from darkarc.tuning.winner import best_trial, pareto_front, winner_document
+from darkarc.tuning.winner import best_trial, no_search, pareto_front, winner_document
 
 Tree = Callable[..., dict[str, Any]]
 
@@ -127,3 +127,14 @@ def test_no_study_leaves_the_parameters_alone(tmp_path: Path) -> None:
     config = configuration.parse({"tune": {"search": False}})
     assert tune_stage(config, None, tmp_path / "no store is needed", tmp_path / "winner.yaml") is None
     assert apply_winner(config, tmp_path / "winner.yaml") == config
+
+
+def test_the_winner_names_its_study_and_trial_for_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "winner.yaml"
+    write_winner({"study": "quick", "trial": 0, "searched": [], "parameters": {}}, path)
+    assert winner_tags(path) == {"darkarc.study": "quick", "darkarc.trial": "0"}
+    write_winner(no_search(Config()), path)
+    assert winner_tags(path) == {}
+    path.write_text("- 1\n")
+    with pytest.raises(StudyError, match=r"winner\.yaml: not the file of a winner \(a list\)"):
+        winner_tags(path)

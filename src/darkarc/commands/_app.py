@@ -88,5 +88,14 @@ def with_winner(config: configuration.Config, winner: Path) -> configuration.Con
     return found
 
 
+def study_of(config: configuration.Config, winner: Path) -> dict[str, str]:
+    """Tags that name the study whose winner `with_winner` takes; none without one."""
+    if not (config.tune.search and winner.exists()):
+        return {}
+    from darkarc.tuning import winner_tags
+
+    return winner_tags(winner)
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,7 @@ from darkarc.commands._app import (
     Quiet,
     Winner,
     say,
+    study_of,
     verb,
     with_winner,
 )
@@ -93,6 +94,7 @@ def train(
         history=reports / "history.csv",
         progress=not quiet,
         profile=reports / "trace.json" if profile else None,
+        study=study_of(config, winner),
     )
     best = result.history[result.best_epoch - 1]
     say(f"{out}: best epoch {result.best_epoch}, validation MAE {best['val_mae_dex']:.4f} dex")

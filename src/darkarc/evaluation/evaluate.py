@@ -53,6 +53,7 @@ def evaluate(
     tracker: "Tracker",
     history: "History | None" = None,
     floor_cache: Path | None = None,
+    lineage: Mapping[str, str] | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def evaluate(
     Writes `figures/*.png`, `plots/*.csv`, `by_mass.csv`, `test_predictions.parquet`, `report.html` and, last,
     `metrics.json`; logs the numbers (prefix `test/`), the figures and the report to the tracker.
     history: a row an epoch, for the learning curves (default: `out/history.csv` where training left it).
+    lineage: name to value, where the regressor comes from, for the report.
     floor_cache, workers: where exact posteriors of these data are kept, and processes that compute them.
     Raises `EvaluationError` for an empty test split, images of another size or predictions that are no
     probability densities.
@@ -99,7 +101,7 @@ def evaluate(
     leaks = leakage_warnings(prepared)
     metrics = _document(results, predictions, classes, class_errors, strange, leaks)
     illustrations = _illustrate(config, regressor, prepared, predictions, results, classes, strange, history)
-    report = _report(config, regressor, prepared, results[0], metrics, illustrations)
+    report = _report(config, regressor, prepared, results[0], metrics, lineage or {}, illustrations)
     _write(out, predictions, results, metrics, illustrations, report)
     _track(tracker, out, metrics)
     return metrics
@@ -229,6 +231,7 @@ def _report(
     prepared: Store,
     first: TargetResult,
     metrics: Mapping[str, Any],
+    lineage: Mapping[str, str],
     illustrations: list["Illustration"],
 ) -> str:
     from darkarc.evaluation.report import report_html
@@ -239,6 +242,7 @@ def _report(
         metrics=metrics,
         data=describe_data(prepared),
         regressor=describe_regressor(config, regressor),
+        lineage=lineage,
         configuration=config.flat(),
         illustrations=illustrations,
     )

@@ -60,11 +60,12 @@ def report_html(
     regressor: Mapping[str, str],
     configuration: Mapping[str, Any],
     illustrations: Sequence[Illustration],
+    lineage: Mapping[str, str] | None = None,
 ) -> str:
     """The page as text: equal arguments, equal bytes.
 
     metrics: content of `metrics.json`; data, regressor: `describe_data`, `describe_regressor`;
-    configuration: flat (`Config.flat`).
+    configuration: flat (`Config.flat`). lineage: as of `model_card`.
     """
     style = files("darkarc.evaluation").joinpath("report.css").read_text(encoding="utf-8")
     body = [
@@ -75,6 +76,7 @@ def report_html(
         '<div class="pair">',
         _facts("Data", data),
         _facts("Regressor", regressor),
+        _facts("Lineage", lineage) if lineage else "",
         "</div>",
         "<h2>How good, and how honest about it</h2>",
         _main_table(metrics),

@@ -9,7 +9,7 @@ from darkarc.data.store import Store
 from darkarc.evaluation.context import FLOOR_CACHE
 from darkarc.evaluation.evaluate import evaluate
 from darkarc.models import load_regressor
-from darkarc.tracking import read_run, start_run
+from darkarc.tracking import read_run, run_lineage, start_run
 
 WORK = Path(".darkarc/evaluate")
 
@@ -50,6 +50,7 @@ def evaluate_stage(
             out=out,
             tracker=tracker,
             floor_cache=floor_cache,
+            lineage=run_lineage(record),
             workers=workers,
             progress=progress,
         )

@@ -1,11 +1,15 @@
 """Where a run comes from: commit, DVC experiment, seed, data digest, versions. Nothing names the machine."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from darkarc.config import Config
 from darkarc.tracking.location import project_root
@@ -15,6 +19,15 @@ if TYPE_CHECKING:
 
 DVC_VARIABLES = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 COMMIT = "DARKARC_GIT_COMMIT"
+COMMIT_TAG = "darkarc.git_commit"
+DIRTY = "+dirty"
+DATA_TAG = "darkarc.data_digest"
+DVC_TAG = "darkarc.dvc_data_md5"
+STUDY_TAG = "darkarc.study"
+TRIAL_TAG = "darkarc.trial"
+ORIGIN_TAGS = (COMMIT_TAG, DVC_TAG, STUDY_TAG, TRIAL_TAG)
+"""Tags of a training's run that its registered versions carry, too."""
+NOT_RECORDED = "none recorded"
 MAX_DATASET_DIGEST = 36
 """MLflow's limit; the full digest is in the tag `darkarc.data_digest`."""
 
@@ -36,7 +49,7 @@ def git_commit(folder: Path | None = None) -> tuple[str, bool] | None:
     folder = project_root() if folder is None else folder
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
-        commit, dirty, _ = os.environ.get(COMMIT, "").strip().partition("+dirty")
+        commit, dirty, _ = os.environ.get(COMMIT, "").strip().partition(DIRTY)
         return (commit, bool(dirty)) if commit else None
     return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
 
@@ -64,12 +77,60 @@ def lineage_tags(config: Config, dataset: "Store | None" = None) -> dict[str, st
         commit, dirty = found
         tags |= {
             "mlflow.source.git.commit": commit,
-            "darkarc.git_commit": commit + ("+dirty" if dirty else ""),
+            COMMIT_TAG: commit + (DIRTY if dirty else ""),
         }
     tags |= {name: value for name in DVC_VARIABLES if (value := os.environ.get(name))}
     if dataset is not None:
-        tags["darkarc.data_digest"] = dataset.digest
+        tags[DATA_TAG] = dataset.digest
     return tags
+
+
+def dvc_revision(folder: str | Path) -> str | None:
+    """The MD5 under which DVC keeps a folder, if the nearest `dvc.lock` above names just this content.
+
+    None without one, and where the folder has changed since: every file of it is read.
+    """
+    folder = Path(folder).resolve()
+    lock = next((found for above in folder.parents if (found := above / "dvc.lock").is_file()), None)
+    if lock is None:
+        return None
+    place = folder.relative_to(lock.parent).as_posix()
+    try:
+        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
+        entries = [entry for stage in stages for entry in (*stage.get("deps", ()), *stage.get("outs", ()))]
+        recorded = {entry.get("md5") for entry in entries if entry["path"] == place}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return None  # a lock that DVC cannot read either
+    md5 = _dvc_md5(folder) if recorded else None
+    return md5 if md5 in recorded else None
+
+
+def _dvc_md5(folder: Path) -> str:
+    """DVC's hash of a folder: the MD5 of the list of its files and theirs."""
+    listed = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as content:
+            md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        listed.append({"md5": md5, "relpath": file.relative_to(folder).as_posix()})
+    listed.sort(key=lambda entry: entry["relpath"])
+    return (
+        hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    )
+
+
+def describe_lineage(tags: Mapping[str, str]) -> dict[str, str]:
+    """What the tags of a training's run say about its origin, name to text; what they lack is said, too."""
+    commit, dirty, _ = tags.get(COMMIT_TAG, "").partition(DIRTY)
+    study, trial = tags.get(STUDY_TAG), tags.get(TRIAL_TAG)
+    md5, digest = tags.get(DVC_TAG), tags.get(DATA_TAG)
+    facts = {
+        "Git commit": (commit + (", with changes that were not committed" if dirty else "")) or NOT_RECORDED,
+        "DVC revision": f"{md5} (MD5 of the data in dvc.lock)" if md5 else NOT_RECORDED,
+        "Study": (f"{study}, best trial {trial}" if trial else study) or NOT_RECORDED,
+    }
+    if not md5 and digest:
+        facts["DVC revision"] += f"; the data's SHA-256 is {digest}"
+    return facts
 
 
 def dataset_facts(store: "Store", context: str) -> dict[str, Any]:

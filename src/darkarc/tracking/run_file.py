@@ -6,7 +6,8 @@ from pathlib import Path
 
 from darkarc.durable import write_file
 from darkarc.tracking.errors import TrackingError
-from darkarc.tracking.runs import find_run, send_unsent
+from darkarc.tracking.lineage import describe_lineage
+from darkarc.tracking.runs import find_run, run_tags, send_unsent
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,14 @@ def read_run(path: Path) -> RunRecord:
     send_unsent()
     found = find_run(record.journal_token)
     return record if found is None else replace(record, run_id=found[0], experiment_id=found[1])
+
+
+def run_lineage(record: RunRecord) -> dict[str, str]:
+    """Where a trained regressor comes from, name to text: what its run recorded when it was trained.
+
+    Git commit, DVC revision of the data, study, run and training digest. A store that does not answer is
+    no error: its facts are then not there.
+    """
+    tags = {} if record.run_id is None else run_tags(record.run_id)
+    known = {"MLflow run": record.run_id} if record.run_id is not None else {}
+    return describe_lineage(tags) | known | {"Training digest": record.training_digest}

@@ -150,6 +150,15 @@ def find_run(token: str) -> tuple[str, str] | None:
     return (found[0].info.run_id, found[0].info.experiment_id) if found else None
 
 
+def run_tags(run_id: str) -> dict[str, str]:
+    """Tags of a run; none, and a warning, if the store does not answer."""
+    try:
+        return dict(open_client().get_run(run_id).data.tags)
+    except Exception as error:
+        _logger.warning("%s: cannot read run %s: %s", shown(tracking_uri(create=False)), run_id, error)
+        return {}
+
+
 def _unsent_folder() -> Path:
     return project_root() / ".darkarc" / "unsent"
 

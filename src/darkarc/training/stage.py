@@ -3,13 +3,15 @@
 import csv
 import io
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from darkarc.config import Config
 from darkarc.data.store import Store
 from darkarc.durable import write_file
 from darkarc.models import save_regressor
-from darkarc.tracking import RunRecord, start_run, write_run
+from darkarc.tracking import RunRecord, dvc_revision, start_run, write_run
+from darkarc.tracking.lineage import DVC_TAG
 from darkarc.tracking.tensorboard import with_curves
 from darkarc.training.engine import TrainResult
 from darkarc.training.fingerprint import training_digest
@@ -32,18 +34,22 @@ def train_stage(
     work: Path = WORK,
     progress: bool = True,
     profile: Path | None = None,
+    study: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train on a prepared store; write the regressor `out`, its run `run_file` and its curves `history`.
 
     The state of an unfinished training, its journal of metrics included, lies in `work`; the same
     configuration and data go on there, in the same MLflow run. It is removed when everything is written.
-    `profile` as of `train`. With `tracking.tensorboard` the curves also go to `.darkarc/tensorboard/<run>`.
-    Raises what `train` raises.
+    `profile` as of `train`; `study`: tags of the run that say which study gave the parameters
+    (`darkarc.tuning.winner_tags`). With `tracking.tensorboard` the curves also go to
+    `.darkarc/tensorboard/<run>`. Raises what `train` raises.
     """
     store = Store.open(prepared)
     folder = work / training_digest(config, store)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with start_run(config, name="train", journal=folder / "journal.jsonl", dataset=store) as tracker:
+    tags = {**(study or {}), **({DVC_TAG: md5} if (md5 := dvc_revision(store.path)) else {})}
+    journal = folder / "journal.jsonl"
+    with start_run(config, name="train", journal=journal, tags=tags, dataset=store) as tracker:
         with with_curves(tracker, config) as curves:
             result = train_members(
                 config, store, workdir=folder, tracker=curves, progress=progress, profile=profile

@@ -3,7 +3,7 @@
 from darkarc.tuning.combinations import refusals
 from darkarc.tuning.runner import StudyInterrupted, StudyResult, conduct, run_study, tune_stage
 from darkarc.tuning.study import Study, StudyError, load_study, parse_study
-from darkarc.tuning.winner import apply_winner, write_winner
+from darkarc.tuning.winner import apply_winner, winner_tags, write_winner
 
 __all__ = [
     "Study",
@@ -17,5 +17,6 @@ __all__ = [
     "refusals",
     "run_study",
     "tune_stage",
+    "winner_tags",
     "write_winner",
 ]

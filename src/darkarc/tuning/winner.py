@@ -8,6 +8,7 @@ import yaml
 
 from darkarc.config import Config, ConfigError
 from darkarc.durable import write_file
+from darkarc.tracking.lineage import STUDY_TAG, TRIAL_TAG
 from darkarc.tuning.book import FINISHED, StudyBook, TrialRecord
 from darkarc.tuning.study import Study, StudyError, resolve
 
@@ -95,18 +96,24 @@ def write_winner(document: Mapping[str, Any], path: str | Path) -> None:
     write_file(path, HEADER + yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True))
 
 
+def winner_tags(path: str | Path) -> dict[str, str]:
+    """Tags of a run that takes its parameters from a winner's file: the study and its best trial.
+
+    None where nothing was searched. Raises `StudyError` as `apply_winner` does.
+    """
+    document = _read(Path(path))
+    if document.get("study") is None:
+        return {}
+    return {STUDY_TAG: str(document["study"]), TRIAL_TAG: str(document.get("trial", ""))}
+
+
 def apply_winner(config: Config, path: str | Path) -> Config:
     """The configuration with what a study found: its searched keys override `params.yaml`.
 
     Raises `StudyError` that names the file if it is missing, damaged, or does not fit.
     """
     path = Path(path)
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StudyError(f"{path}: there is no winner yet; run `darkarc tune`") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"{path}: cannot read the winner: {error}; run `darkarc tune` again") from error
+    document = _read(path)
     try:
         searched, parameters = list(document["searched"]), document["parameters"]
         found = {key: _at(parameters, key) for key in searched}
@@ -119,6 +126,20 @@ def apply_winner(config: Config, path: str | Path) -> Config:
         return resolve(config, found)
     except ConfigError as error:
         raise StudyError(f"{path}: {str(error).removeprefix('trial: ')}; run `darkarc tune` again") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StudyError(f"{path}: there is no winner yet; run `darkarc tune`") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{path}: cannot read the winner: {error}; run `darkarc tune` again") from error
+    if not isinstance(document, dict):
+        raise StudyError(
+            f"{path}: not the file of a winner (a {type(document).__name__}); run `darkarc tune` again"
+        )
+    return document
 
 
 def _at(tree: Any, key: str) -> Any:
