@@ -1,5 +1,6 @@
 """Report and model card: self-contained, escaped, complete."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -12,6 +13,7 @@ from darkarc.evaluation.report import Illustration, report_html
 from darkarc.evaluation.style import new_figure, style, to_png
 from darkarc.evaluation.wording import MEANINGS, as_published, number
 from darkarc.models import RegressorSpec
+from darkarc.serving.onnx_file import outputs_of
 
 ROW = {"low": -24.0, "high": -23.0, "n": 5}
 NAMES = ("mae_dex", "rmse_dex", "bias_dex", "nll", "coverage_50", "coverage_68", "coverage_90", "coverage_95",
@@ -43,7 +45,9 @@ def spec() -> RegressorSpec:
     )
 
 
-def page(metrics: dict[str, Any], data: dict[str, str] | None = None) -> str:
+def page(
+    metrics: dict[str, Any], data: dict[str, str] | None = None, lineage: dict[str, str] | None = None
+) -> str:
     with style():
         png = to_png(new_figure(1.5, 1.0))
     return report_html(
@@ -54,6 +58,7 @@ def page(metrics: dict[str, Any], data: dict[str, str] | None = None) -> str:
         regressor={"Backbone": "small & quick"},
         configuration={"targets.x": [-24.0, -22.0], "seed": 0},
         illustrations=[Illustration("one", 'A "title"', "1 < 2", png)],
+        lineage=lineage,
     )
 
 
@@ -106,7 +111,8 @@ def test_page_says_the_numbers_their_errors_and_what_is_missing() -> None:
     assert "PIT distance" in text and "TARP distance" in text
     assert 'class="warning"' not in text
     assert "the test images need not be the same" in text
-    assert page(metrics_of()) == text
+    assert page(metrics_of()) == text and "Lineage" not in text
+    assert "<tr><th>Git commit</th><td>a&lt;b</td></tr>" in page(metrics_of(), lineage={"Git commit": "a<b"})
 
 
 def test_incomparable_published_numbers_say_so_on_page_and_card() -> None:
@@ -135,6 +141,16 @@ def test_card_holds_data_lineage_metrics_and_limits(prepared: Store) -> None:
 def test_card_without_an_evaluation_says_so() -> None:
     card = model_card(spec())
     assert "Not evaluated" in card and "## Limits" in card and "64 × 64" in card
+
+
+def test_card_names_every_output_that_the_file_has() -> None:
+    for novelty, members in (("none", 1), ("full", 1), ("mixture", 3)):
+        model = Config().model.model_copy(update={"novelty": novelty}).model_dump()
+        described = replace(spec(), model=model, members=members)
+        card = model_card(described)
+        interface = card.partition("## Input and output")[2].partition("```")[0]
+        for name in ("density", "median", "quantiles", "class_probability", "novelty", "std_between"):
+            assert (f"`{name}`" in interface) == (name in outputs_of(described)), name
 
 
 def test_data_facts_count_every_split(prepared: Store) -> None:

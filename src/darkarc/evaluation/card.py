@@ -69,13 +69,19 @@ def _what(spec: RegressorSpec) -> str:
 def _interface(spec: RegressorSpec) -> str:
     height, width = spec.shape
     levels = ", ".join(f"{level:g}" for level in QUANTILE_LEVELS)
+    more = ""
+    if spec.model["novelty"] != "none":
+        more = ", `novelty` (batch,; above 2 for one in 100 images like the training's, 3 for one in 1,000)"
+    if spec.members > 1:
+        more += f", `std_between` (batch, {len(spec.targets)}; how far the trainings disagree)"
     return (
         f"Images (batch, 1, {height}, {width}), raw pixels of `{spec.instrument}`: all normalisation "
         "is inside.\n\n"
         f"`density` (batch, {len(spec.targets)}, {spec.model['bins']}) per unit of the target, "
         "`median`, `quantiles` "
-        f"at {levels}, `class_probability` (batch, {len(spec.classes)}).\n\n"
-        '```python\nimport darkarc\n\nposterior = darkarc.load("this folder").predict(images)\n```'
+        f"at {levels}, `class_probability` (batch, {len(spec.classes)}){more}.\n\n"
+        "`path` is the .onnx file that this card goes with, or `models:/NAME/VERSION` in a registry:\n\n"
+        "```python\nimport darkarc\n\nposterior = darkarc.load(path).predict(images)\n```"
     )
 
 
