@@ -1,5 +1,6 @@
 """The command line: help, exit status, messages a person can act on."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,20 @@ def test_every_stage_of_the_pipeline_and_of_mlflow_is_a_verb():
     entry_points = set(yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]) - {"main"}
     assert stages == entry_points
     assert stages <= set(VERBS)
+
+
+@pytest.mark.parametrize("stage", ["register", "export"])
+def test_a_stage_that_depends_on_files_depends_on_what_they_import(stage):
+    import yaml
+
+    deps = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    files = [dep for dep in deps if dep.startswith("src/darkarc/serving/")]
+    # release.py holds both stages, and imports what either needs.
+    text = "".join((PROJECT / file).read_text() for file in files if not file.endswith("/release.py"))
+    imported = {
+        f"src/darkarc/serving/{name}.py" for name in re.findall(r"from darkarc\.serving\.(\w+)", text)
+    }
+    assert imported and imported | {"src/darkarc/serving/release.py"} <= {*files}
 
 
 @pytest.mark.parametrize("verb", VERBS)

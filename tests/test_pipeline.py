@@ -125,7 +125,18 @@ def test_it_ends_with_a_registered_model_and_its_evidence(project):
     assert found["nested"] == 2, "each trial is a nested run"
     assert found["params"]["cfg.train.epochs"] == "2"
     assert found["metrics"]["test/mae_dex"] == pytest.approx(metrics["mae_dex"], rel=1e-6)
-    assert found["data"] and "darkarc.git_commit" in found["tags"]
+    tags = found["tags"]
+    assert found["data"] and "darkarc.git_commit" in tags
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["prepare"]["outs"]
+    assert tags["darkarc.dvc_data_md5"] in [out["md5"] for out in lock if out["path"] == "data/prepared"]
+    assert tags["darkarc.study"] == "small" and tags["darkarc.trial"] in ("0", "1")
+    card = (project / "data/exported/README.md").read_text()
+    for value in (
+        tags["darkarc.git_commit"].removesuffix("+dirty"),
+        tags["darkarc.dvc_data_md5"],
+        "| small, best trial",
+    ):
+        assert value in card
 
 
 def test_a_second_run_does_nothing_within_seconds(project):

@@ -213,6 +213,17 @@ def test_a_promoted_challenger_is_challenger_no_more(registry: Registry):
     assert get_version(NAME, other).tags["darkarc.decision"] == decision.reason
 
 
+def test_a_force_that_was_not_needed_is_recorded_as_such(registry: Registry):
+    version = registry.add(0.10)
+    decision = registry.promote(version, force="in a hurry")
+    assert decision.reason.startswith("first champion")
+    assert decision.reason.endswith("(force was not needed: in a hurry)")
+    assert get_version(NAME, version).tags["darkarc.decision"] == decision.reason
+    again = registry.promote(version, force="still in a hurry")
+    assert again.reason == f"{decision.reason} (champion already, nothing was forced)"
+    assert get_version(NAME, version).tags["darkarc.decision"] == decision.reason
+
+
 def test_promoting_again_changes_nothing(registry: Registry):
     version = registry.add(0.10)
     assert registry.promote(version) == registry.promote(version)
@@ -232,6 +243,9 @@ def test_force_needs_a_reason_and_a_rollback_a_champion(registry: Registry):
         registry.promote(version, force=" ")
     with pytest.raises(RegistryError, match="no champion to roll back"):
         rollback(NAME, "why not")
+    assert registry.promote(version).promote
+    with pytest.raises(RegistryError, match="a rollback needs a reason"):
+        rollback(NAME, "\t ")
 
 
 def test_a_version_that_was_not_evaluated_is_not_promoted(finished_run: str, make_onnx: Callable[..., Path]):

@@ -47,12 +47,11 @@ def register(
     overrides: Overrides = None,
 ) -> None:
     """Register the regressor as ONNX; it becomes champion if it is better on the same test data."""
-    from darkarc.serving.release import register_stage
-    from darkarc.tracking.promotion import rollback as roll_back
+    from darkarc.serving.release import register_stage, rollback_stage
 
     config = configuration.load(params, overrides or ())
     if rollback is not None:
-        say(f"{roll_back(config.register_.name, rollback).uri} is champion again")
+        say(f"{rollback_stage(config, rollback, reports=reports).uri} is champion again")
         return
     version, decision = register_stage(
         config, trained=trained, prepared=prepared, run_file=run_file, reports=reports, force=force

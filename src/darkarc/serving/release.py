@@ -1,5 +1,6 @@
 """The stages `register` and `export`: a measured regressor to the registry, the champion to a file."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -14,13 +16,15 @@ from darkarc.config import TARGET_CLASS, Config
 from darkarc.data.store import Store
 from darkarc.durable import write_file
 from darkarc.evaluation import describe_data, model_card
+from darkarc.evaluation.predictions import split_rows, true_values
 from darkarc.models import load_regressor
 from darkarc.models.sealed import write_sealed
 from darkarc.serving.export import CARD_FILE, MODEL_FILE, export_onnx
 from darkarc.serving.variants import Decision as VariantDecision
 from darkarc.serving.variants import as_markdown, as_records, make_variants
-from darkarc.tracking import read_run
-from darkarc.tracking.promotion import Decision, Gates, promote
+from darkarc.tracking import read_run, run_lineage
+from darkarc.tracking.lineage import DATA_TAG, ORIGIN_TAGS
+from darkarc.tracking.promotion import Decision, Gates, promote, rollback
 from darkarc.tracking.registration import read_card, register_onnx
 from darkarc.tracking.registry import (
     CHALLENGER,
@@ -30,7 +34,9 @@ from darkarc.tracking.registry import (
     download_model,
     get_version,
 )
+from darkarc.tracking.runs import run_tags
 
+REGISTERED_FILE = "registered.json"
 VARIANTS_FILE = "variants.json"
 COVERAGE_LEVELS = (50, 68, 90, 95)
 
@@ -63,12 +69,10 @@ def register_stage(
     store = Store.open(prepared, verify=False)
     regressor = load_regressor(trained)
     target = next(iter(regressor.spec.targets))
-    card = model_card(
-        regressor.spec,
-        metrics,
-        data=describe_data(store),
-        lineage={"MLflow run": run.run_id, "Training digest": run.training_digest},
-    )
+    errors = absolute_errors(reports / "test_predictions.parquet", store, target)
+    order, test_digest = compared_images(store, target)
+    card = model_card(regressor.spec, metrics, data=describe_data(store), lineage=run_lineage(run))
+    origin = {name: value for name, value in run_tags(run.run_id).items() if name in ORIGIN_TAGS}
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = export_onnx(regressor, Path(folder) / MODEL_FILE)
         version = register_onnx(
@@ -77,10 +81,10 @@ def register_stage(
             run_id=run.run_id,
             input_example=_example(store),
             card=card,
-            tags={"darkarc.data_digest": store.digest, "darkarc.training_digest": run.training_digest},
+            tags={**origin, DATA_TAG: store.digest, "darkarc.training_digest": run.training_digest},
             metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
-            test_errors=absolute_errors(reports / "test_predictions.parquet", target),
-            test_digest=store.digest,
+            test_errors=errors[order],
+            test_digest=test_digest,
         )
     coverage = {level: float(metrics.get(f"coverage_{level}") or "nan") for level in COVERAGE_LEVELS}
     decision = promote(
@@ -90,18 +94,38 @@ def register_stage(
         gates=Gates.of(config.register_),
         force=force,
         objections=[str(line) for line in metrics.get("leaks", [])],
+        earlier={store.digest: errors},  # what versions were registered with before
     )
     version = get_version(version.name, version.version)
+    _write_record(reports, version, decision.reason)
+    return version, decision
+
+
+def rollback_stage(config: Config, reason: str, *, reports: Path) -> ModelVersion:
+    """Make the previous champion the champion again, and bring `reports/registered.json` up to date.
+
+    The export depends on that file, so that the next `dvc repro` exports the new champion. Raises
+    `RegistryError`.
+    """
+    champion = rollback(config.register_.name, reason)
+    if (reports / REGISTERED_FILE).exists():
+        _write_record(reports, champion, f"champion again: {reason.strip()}")
+    return champion
+
+
+def _write_record(reports: Path, version: ModelVersion, reason: str) -> None:
+    """The version at hand and the champion, which the stage `export` exports whenever this file changes."""
+    champion = champion_version(version.name)
     record = {
         "name": version.name,
         "version": version.version,
         "uri": version.uri,
         "sha256": version.sha256,
-        "champion": decision.promote,
-        "reason": decision.reason,
+        "champion": CHAMPION in version.aliases,
+        "reason": reason,
+        "champion_uri": None if champion is None else champion.uri,
     }
-    write_file(reports / "registered.json", json.dumps(record, indent=2) + "\n")
-    return version, decision
+    write_file(reports / REGISTERED_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def export_stage(
@@ -144,8 +168,33 @@ def _variants(
     return make_variants(model, Store.open(prepared), config.export)
 
 
-def absolute_errors(predictions: Path, target: str) -> np.ndarray:
-    """Errors (N,) of the posterior medians on the test images that have a true value, in their order."""
+def compared_images(store: Store, target: str) -> tuple[np.ndarray, str]:
+    """Order (N,) and digest of the test images that have a true value, by pixels and truth alone.
+
+    Neither depends on the rest of the store, on the images' order in it or on their names: two versions with
+    the same digest were tested on the same images, and in this order their errors are pairs.
+    """
+    rows, truth = _scored(store, target)
+    pixels = store.samples["pixel_sha256"].take(pa.array(rows)).to_pylist()
+    facts = [f"{pixel} {value!r}" for pixel, value in zip(pixels, truth.tolist(), strict=True)]
+    order = np.argsort(np.array(facts, dtype=np.str_), kind="stable")
+    listed = "\n".join([target, *(facts[place] for place in order)])
+    return order, hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _scored(store: Store, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,) of the test images that have a true value, and these values."""
+    rows = split_rows(store, "test")
+    truth = true_values(store, rows, target)
+    known = np.isfinite(truth)
+    return rows[known], truth[known]
+
+
+def absolute_errors(predictions: Path, store: Store, target: str) -> np.ndarray:
+    """Errors (N,) of the posterior medians on the test images that have a true value, in the store's order.
+
+    Raises `ReleaseError` if there are none, or if the predictions are not of the store's test images.
+    """
     if not predictions.is_file():
         raise ReleaseError(f"{predictions}: not there; run `darkarc evaluate` first")
     table = pq.read_table(predictions)
@@ -155,7 +204,14 @@ def absolute_errors(predictions: Path, target: str) -> np.ndarray:
             f"{predictions}: no test image has a true {target}, so nothing is known of the error; "
             "register a regressor that was tested"
         )
-    return np.abs(own["median"].to_numpy() - own["truth"].to_numpy())
+    rows, truth = _scored(store, target)
+    names = store.samples["sample_id"].take(pa.array(rows)).to_pylist()
+    if own["sample_id"].to_pylist() != names or not np.array_equal(own["truth"].to_numpy(), truth):
+        raise ReleaseError(
+            f"{predictions}: not of the test images of {store.path} (other names or true values); "
+            "run `darkarc evaluate` again"
+        )
+    return np.abs(own["median"].to_numpy() - truth)
 
 
 def _example(store: Store) -> np.ndarray:

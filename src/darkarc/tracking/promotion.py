@@ -7,6 +7,7 @@ import numpy as np
 
 from darkarc.config import RegisterConfig
 from darkarc.tracking.errors import RegistryError
+from darkarc.tracking.lineage import DATA_TAG
 from darkarc.tracking.registration import TEST_DIGEST_TAG, read_test_errors
 from darkarc.tracking.registry import (
     CHALLENGER,
@@ -26,6 +27,11 @@ ROLLED_BACK_TAG = "darkarc.rolled_back"
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 CHANCE_SIGMA = 2.0
+
+_OF_WHOLE_STORE = (
+    ". Its digest is that of a whole prepared store, as darkarc wrote it before: the test images may be the "
+    "same; register it again, from its own data/trained and reports, to have it compared"
+)
 
 
 @dataclass(frozen=True)
@@ -127,22 +133,28 @@ def promote(
     gates: Gates,
     force: str | None = None,
     objections: Sequence[str] = (),
+    earlier: Mapping[str, np.ndarray] | None = None,
 ) -> Decision:
     """Decide on a registered version and move the aliases; the reason becomes its tag `darkarc.decision`.
 
     The version is the `challenger` from now on, or the `champion`. `objections` are reasons why its test
     counts for nothing, such as test images that it was trained on. `force` is a reason to make it
-    champion whatever the comparison says; it is recorded. Calling it again changes nothing.
+    champion whatever the comparison says; it is recorded, also where it was not needed. `earlier` maps
+    digests that the same test data went by before to the version's errors in the order of then, for
+    champions that were registered under them. Calling it again changes nothing.
     """
     if force is not None and not force.strip():
         raise RegistryError("force needs a reason; it is recorded with the version")
     candidate, champion = get_version(name, version), champion_version(name)
     if champion is not None and champion.version == version:
-        return Decision(True, candidate.tags.get(DECISION_TAG, "is champion already"))
-    decision = _compare(candidate, champion, coverage, gates)
+        already = candidate.tags.get(DECISION_TAG, "is champion already")
+        return Decision(True, already + ("" if force is None else " (champion already, nothing was forced)"))
+    decision = _compare(candidate, champion, coverage, gates, earlier or {})
     if objections:
         decision = Decision(False, "stays challenger, its test counts for nothing: " + "; ".join(objections))
-    if force is not None and not decision.promote:
+    if force is not None and decision.promote:
+        decision = Decision(True, f"{decision.reason} (force was not needed: {force.strip()})")
+    elif force is not None:
         decision = Decision(True, f"forced: {force.strip()} (else: {decision.reason})")
     if not decision.promote:
         tag_version(name, version, {DECISION_TAG: decision.reason})
@@ -154,6 +166,8 @@ def promote(
 
 def rollback(name: str, reason: str) -> ModelVersion:
     """Make the previous champion the champion again; the reason is recorded with the one that leaves."""
+    if not reason.strip():
+        raise RegistryError("a rollback needs a reason; it is recorded with the version that leaves")
     champion = champion_version(name)
     if champion is None:
         raise RegistryError(f"model {name!r} has no champion to roll back from")
@@ -161,14 +175,18 @@ def rollback(name: str, reason: str) -> ModelVersion:
     if not previous:
         raise RegistryError(f"{champion.uri} is the first champion of {name!r}; there is none before it")
     target = get_version(name, int(previous))
-    why = f"rolled back to version {target.version}: {reason}"
+    why = f"rolled back to version {target.version}: {reason.strip()}"
     tag_version(name, champion.version, {DECISION_TAG: why, ROLLED_BACK_TAG: why})
     set_alias(name, CHAMPION, target.version)
     return get_version(name, target.version)
 
 
 def _compare(
-    candidate: ModelVersion, champion: ModelVersion | None, coverage: Mapping[int, float], gates: Gates
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    coverage: Mapping[int, float],
+    gates: Gates,
+    earlier: Mapping[str, np.ndarray],
 ) -> Decision:
     """`decide` on the errors that both versions carry, if they are of the same test data."""
     if why := candidate.tags.get(ROLLED_BACK_TAG):
@@ -180,11 +198,14 @@ def _compare(
         return decide(ours, None, coverage, gates)
     mine, other = candidate.tags.get(TEST_DIGEST_TAG), champion.tags.get(TEST_DIGEST_TAG)
     theirs = read_test_errors(champion)
+    if other is not None and other != mine and other in earlier:
+        mine, ours = other, earlier[other]
     if theirs is None or mine is None or mine != other or len(ours) != len(theirs):
         return Decision(
             False,
             f"stays challenger: the champion (version {champion.version}) was tested on other data "
-            f"({other or 'unknown'} against {mine or 'unknown'}), so the two cannot be compared",
+            f"({other or 'unknown'} against {mine or 'unknown'}), so the two cannot be compared"
+            + (_OF_WHOLE_STORE if other is not None and other == champion.tags.get(DATA_TAG) else ""),
         )
     return decide(ours, theirs, coverage, gates)
 
