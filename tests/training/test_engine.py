@@ -219,6 +219,39 @@ def test_after_too_many_rollbacks_it_stops(
         run(settings(**ROLLBACK, rollback_limit=2), prepared, tmp_path)
 
 
+def breaks_held_out(monkeypatch: pytest.MonkeyPatch, *passes: int) -> None:
+    """The validation loss of these passes, counted over the whole process, is not finite."""
+    real, done = engine.validate, 0
+
+    def breaking(*args: Any) -> dict[str, float]:
+        nonlocal done
+        done += 1
+        return real(*args) | ({"val_loss": float("nan")} if done in passes else {})
+
+    monkeypatch.setattr(engine, "validate", breaking)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_with_the_reason(
+    prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_held_out(monkeypatch, 2, 3)
+    with pytest.raises(TrainingError, match=r"validation loss became nan in epoch 2 .* train.learning_rate"):
+        run(settings(), prepared, tmp_path)
+    assert [path.name for path in tmp_path.glob("*/step-*")] == ["step-00000004"], "the epoch before is kept"
+
+
+def test_a_validation_loss_that_is_not_finite_is_rolled_back(
+    prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        breaks_held_out(patch, 1)
+        result = run(settings(**ROLLBACK, rollback_factor=0.1, ema=0.5), prepared, tmp_path / "broken")
+    assert [row["rollbacks"] for row in result.history] == [1.0, 1.0, 1.0]
+    plain = settings(**ROLLBACK | {"learning_rate": 4e-4}, ema=0.5)
+    assert same(run(plain, prepared, tmp_path / "plain"), result)
+    assert result.best_epoch > 0
+
+
 def test_a_weight_that_breaks_in_the_last_step_is_noticed(
     prepared: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

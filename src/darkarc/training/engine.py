@@ -217,11 +217,14 @@ def _fit(
             row = {"epoch": epoch + 1, "learning_rate": rate}
             row |= {"train_loss": world.total(loss_sum).item() / plan.steps_per_epoch}
             loss_sum.zero_()
-            if trouble := world.agree(partial(_trouble, row, regressor)):
+            trouble = world.agree(partial(_trouble, row, regressor))
+            if not trouble:
+                answering = _answering(learner, source, order, epoch, plan, world)
+                row |= world.agree(partial(validate, answering, held_out, settings))
+                trouble = _trouble_held_out(row)
+            if trouble:
                 state = _go_back(trouble, state, learner, settings, session)
                 continue
-            answering = _answering(learner, source, order, epoch, plan, world)
-            row |= world.agree(partial(validate, answering, held_out, settings))
             if _end_epoch(state, row, settings):
                 learner.best = to_cpu(answering.state_dict())
             _tell(row, session)
@@ -345,6 +348,17 @@ def _trouble(row: dict[str, float], regressor: Regressor) -> str:
         what = "a weight became infinite or nan"
     else:
         what = f"the training loss became {row['train_loss']}"
+    return _when(what, row)
+
+
+def _trouble_held_out(row: dict[str, float]) -> str:
+    """As `_trouble`, of the validation loss: without one that is finite no epoch is the best."""
+    if math.isfinite(row["val_loss"]):
+        return ""
+    return _when(f"the validation loss became {row['val_loss']}", row)
+
+
+def _when(what: str, row: dict[str, float]) -> str:
     return f"{what} in epoch {row['epoch']:.0f} at a learning rate of {row['learning_rate']:.2g}"
 
 
