@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from darkarc.config import ModelConfig
-from darkarc.models import BACKBONES, Backbone, Regressor
+from darkarc.models import BACKBONES, Backbone, Regressor, RegressorError, RegressorSpec
 from darkarc.models.backbones.equivariant import FieldConvolution, act, halve
 
 ELEMENTS = range(8)
@@ -103,3 +103,26 @@ def test_the_residual_of_an_oriented_lens_stays_out() -> None:
         return lens_residual(config.model_copy(update={"model": model, "train": train}), form)
 
     assert chosen("d4_resnet") == "none" and chosen("small_resnet") == "compact"
+
+
+@pytest.mark.parametrize("option", [{"lens_residual": "compact"}, {"residual": 2}, {"vortex_fit": True}])
+def test_what_has_a_lenss_orientation_is_refused(spec: Callable[..., RegressorSpec], option: dict) -> None:
+    name = next(iter(option))
+    with pytest.raises(RegressorError, match=rf"model\.{name}: .* take another model\.backbone"):
+        Regressor(spec(backbone="d4_resnet", **option))
+
+
+def test_a_vortex_fitted_behind_an_upright_lens_is_not_invariant() -> None:
+    """Why `vortex_fit` is among them: turned, the very image gets another fit."""
+    from darkarc import simulate
+    from darkarc.models import Grid
+    from darkarc.models.vortex_fit import VortexFit
+
+    images = simulate("model_iii", log10_mass_ev=[-23.3], angle_rad=[1.0], source_arcsec=[[0.1, 0.1]], seed=0)
+    form = {"preset": "model_iii", "noise": "physical", "distances": "deeplense"}
+    fit = VortexFit(4, form, (64, 64), Grid(-24.0, -22.0, 64))
+    upright, turned = (
+        fit.measure(act(element, torch.from_numpy(images)[:, None]), torch.zeros(1, 4), torch.zeros(1, 64))
+        for element in (0, 1)
+    )
+    assert abs(upright[0, 0] - turned[0, 0]) > 0.01, "log10 of the fitted mass"

@@ -62,12 +62,16 @@ class Recipe:
                 f"model.stochastic_depth: {model.backbone} has no residual branches to drop: set it to 0, "
                 f"found {model.stochastic_depth:g}"
             )
-        oriented = "lens_residual" if model.lens_residual not in ("auto", "none") else "residual"
-        if self.symmetric and (oriented == "lens_residual" or model.residual > 0):
-            found = getattr(model, oriented)
+        oriented = {
+            "lens_residual": model.lens_residual not in ("auto", "none"),
+            "residual": model.residual > 0,
+            "vortex_fit": model.vortex_fit,
+        }
+        if self.symmetric and any(oriented.values()):
+            key = next(key for key, found in oriented.items() if found)
             return (
-                f"model.{oriented}: smooth lenses have an orientation, which {model.backbone} must not see: "
-                f"leave it at its default, found {found}"
+                f"model.{key}: lenses have an orientation, which {model.backbone} must not see: leave it at "
+                f"its default or take another model.backbone, found {getattr(model, key)}"
             )
         return None
 
