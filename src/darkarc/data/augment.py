@@ -10,7 +10,7 @@ from darkarc.simulation import Instrument
 from darkarc.simulation.counter import hash_indices, normals
 from darkarc.simulation.source import convolve, psf_taps
 
-GROUPS = {"none": (0,), "half_turn": (0, 3), "flips": (0, 1, 2, 3), "full": tuple(range(8))}
+GROUPS = {"none": range(1), "half_turn": range(0, 4, 3), "flips": range(4), "full": range(8)}
 """`train.dihedral` -> codes of the elements of the group (see `dihedral`).
 
 Every preset's lens is elliptical along the axes and sheared along them, so that only the four
@@ -21,8 +21,9 @@ sources are elliptical along a diagonal: a half turn alone maps them onto source
 
 def dihedral_codes(seed: int, epoch: int, indices: Tensor, group: str = "full") -> Tensor:
     """(B,) element of the dihedral group for each sample index in this epoch, one of `GROUPS[group]`."""
-    codes = torch.tensor(GROUPS[group], device=indices.device)
-    return codes[(hash_indices(seed, 2 * epoch + 1, indices) >> 32) % len(codes)]
+    # Arithmetic, not a table: a GPU would wait for one that comes from the host.
+    codes = GROUPS[group]
+    return (hash_indices(seed, 2 * epoch + 1, indices) >> 32) % len(codes) * codes.step
 
 
 def dihedral(images: Tensor, codes: Tensor) -> Tensor:
@@ -35,7 +36,8 @@ def dihedral(images: Tensor, codes: Tensor) -> Tensor:
     images = torch.where((bits & 2).bool(), images.flip(2), images)
     if images.shape[2] == images.shape[3]:
         return torch.where((bits & 4).bool(), images.transpose(2, 3), images)
-    if bool((codes & 4).any()):
+    # A GPU would have to wait for the answer; `new_regressor` has refused train.dihedral: full by then.
+    if codes.is_cpu and bool((codes & 4).any()):
         raise ValueError(
             f"images of {images.shape[2]} x {images.shape[3]} pixels cannot be rotated by 90 degrees: "
             "set train.dihedral to flips or none"

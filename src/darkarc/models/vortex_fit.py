@@ -103,6 +103,7 @@ class VortexFit(nn.Module):
     starts: Tensor
     offsets: Tensor
     edges: Tensor
+    first_weights: Tensor
 
     def __init__(
         self, n_features: int, form: Mapping[str, str] | None, shape: tuple[int, int], grid: Grid
@@ -137,6 +138,7 @@ class VortexFit(nn.Module):
             torch.tensor(ANGLE_STARTS_DEG) * math.pi / 180, torch.tensor(MASS_STARTS)
         )
         self.register_buffer("starts", starts, persistent=False)  # (S, 2)
+        self.register_buffer("first_weights", torch.tensor(_FIRST_WEIGHTS), persistent=False)
 
     def forward(self, images: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
@@ -200,7 +202,7 @@ class VortexFit(nn.Module):
         x = (self._inputs(facts) - self.centre) / self.spread
         hidden = torch.tanh(x @ first[:, :-1].T + first[:, -1])
         told = hidden @ second[:, :-1].T + second[:, -1]
-        weights = torch.softmax(told[:, :3] + told.new_tensor(_FIRST_WEIGHTS), dim=1)
+        weights = torch.softmax(told[:, :3] + self.first_weights, dim=1)
         halo = _FIRST_HALO + told[:, 4].clamp(-_FIRST_HALO, 3.0)
         return _Gate(weights, torch.exp(told[:, 3].clamp(-2.0, 3.0)), torch.exp(halo))
 

@@ -155,7 +155,7 @@ class _WholeBatchNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         dims, dtype = [0, *range(2, x.ndim)], torch.promote_types(x.dtype, torch.float32)
         variance, mean = torch.var_mean(x.to(dtype), dims, correction=0)
-        n = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+        n = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
         mean, variance = mean.double(), variance.double()
         sums = _sum(torch.cat([n * mean, n * (variance + mean**2), n]))
         mean, square = (sums[:-1] / sums[-1]).chunk(2)

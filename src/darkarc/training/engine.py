@@ -204,7 +204,7 @@ def _fit(
             rate = settings.rollback_factor**state.rollbacks
             rate *= learning_rate(settings, state.step, plan.n_steps, state.plateau)
             torch.manual_seed(step_seed(seed, state.step, world.rank))  # dropout knows no history
-            # Stays on the device: no synchronisation inside an epoch.
+            # Stays on the device: no synchronisation inside an epoch (tests/training/test_device_waits.py).
             loss_sum += take_step(regressor, learner.optimiser, batch, rate, settings, world, clock, teacher)
             state.step += 1
             learner.average.after_step(regressor, state.step)

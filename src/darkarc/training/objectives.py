@@ -104,7 +104,7 @@ def objective(
             )
             target_sum = torch.lerp(target_sum, taught.sum(dim=0), teacher.weight)
         means = finish(train.objective, target_sum / known)
-        total = (means * target_weights(regressor, train, means)).sum()
+        total = weighted(means, regressor, train).sum()
         class_sum = sum_over(
             labels, lambda part: functional.cross_entropy(class_logits, part.classes, reduction="none")
         )
@@ -120,9 +120,11 @@ def objective(
     return total
 
 
-def target_weights(regressor: Regressor, train: TrainConfig, like: Tensor) -> Tensor:
-    """(T,) of `train.target_weight`."""
-    return like.new_tensor([train.target_weight.get(name, 1.0) for name in regressor.targets])
+def weighted(means: Tensor, regressor: Regressor, train: TrainConfig) -> Tensor:
+    """(T,) means of the targets' losses, each times its `train.target_weight`."""
+    weights = [train.target_weight.get(name, 1.0) for name in regressor.targets]
+    # Plain numbers, not a tensor: a GPU would wait for one that comes from the host.
+    return torch.stack([mean * weight for mean, weight in zip(means.unbind(), weights, strict=True)])
 
 
 def auxiliary_errors(estimates: Tensor, truth: Tensor) -> Tensor:
@@ -158,14 +160,15 @@ def mixed(batch: Batch, train: TrainConfig) -> tuple[Tensor, Labels]:
     """Mixup (Zhang et al., arXiv:1710.09412): images, each with a share of another one of the batch, and the
     labels with theirs. One share a batch, from Beta(a, a) with a = `train.mixup`; a > 0.
 
-    For a histogram this is the mixture of the two; every other loss is mixed as it is. Both draws come from
-    torch's generator, which the loop seeds with (seed, step).
+    For a histogram this is the mixture of the two; every other loss is mixed as it is. The draws come from
+    torch's generators (the share on the host, the pairs on the device), which the loop seeds with (seed,
+    step).
     """
     if not train.mixup:
         return batch.images, [(1.0, batch)]
     a = torch.tensor(train.mixup, dtype=torch.float64)
     share = float(torch.distributions.Beta(a, a).sample())
-    partner = torch.randperm(len(batch.classes)).to(batch.classes.device)
+    partner = torch.randperm(len(batch.classes), device=batch.classes.device)
     others = Batch(*(column[partner] for column in batch))
     with torch.autocast(batch.images.device.type, enabled=False):
         images = share * batch.images.float() + (1 - share) * others.images.float()
@@ -191,7 +194,7 @@ def validate(regressor: Regressor, source: ImageSource, train: TrainConfig) -> d
         class_sums[0] += functional.cross_entropy(class_logits, batch.classes, reduction="sum").double()
         class_sums[1] += (class_logits.argmax(dim=1) == batch.classes).sum()
     losses, errors = sums / known.sum(dim=0)
-    losses = finish(train.objective, losses) * target_weights(regressor, train, losses)
+    losses = weighted(finish(train.objective, losses), regressor, train)
     loss, mae = float(losses.sum()), errors.tolist()
     class_loss, accuracy = (class_sums / len(source)).tolist()
     metrics = {"val_loss": loss + train.class_weight * class_loss, "val_mae_dex": mae[0]}

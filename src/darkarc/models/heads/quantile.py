@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from darkarc.config import ModelConfig
@@ -18,19 +18,25 @@ this choice shows; 90 and 95% intervals do not reach it.
 """
 
 
-class QuantileHead(Head):
+class QuantileHead(Head, nn.Module):
     """`model.quantiles` quantiles: shares of the prior range, laid end to end.
 
     A softmax gives the gaps between neighbours and to the ends of the range, so the quantiles rise and stay
     inside whatever the network says. Between two of them the density is constant.
     """
 
+    levels: Tensor
+    masses: Tensor
+
     def __init__(self, model: ModelConfig) -> None:
+        nn.Module.__init__(self)
         self.n_outputs = model.quantiles + 1
         reach = math.log((1 - LOWEST) / LOWEST)
-        self.levels = torch.sigmoid(torch.linspace(-reach, reach, model.quantiles, dtype=torch.float64))
-        ends = torch.tensor([0.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
-        self.masses = torch.cat([ends[0], self.levels, ends[1]]).diff().tolist()
+        levels = torch.sigmoid(torch.linspace(-reach, reach, model.quantiles, dtype=torch.float64))
+        # Both follow from the specification, so they are no weights; buffers lie on the model's device.
+        self.register_buffer("levels", levels, persistent=False)
+        masses = functional.pad(functional.pad(levels, (1, 0)), (0, 1), value=1.0).diff()
+        self.register_buffer("masses", masses, persistent=False)
 
     def quantiles(self, outputs: Tensor, grid: Grid) -> Tensor:
         """(B, Q + 1) -> (B, Q), the values at `levels`, in units of the target."""
@@ -39,7 +45,7 @@ class QuantileHead(Head):
     def _places(self, outputs: Tensor) -> Tensor:
         """(B, Q + 2): the quantiles between the ends of the prior range, which is from 0 to 1 here: near 0 a
         float32 is finer than near -24."""
-        shares = functional.softmax(outputs + outputs.new_tensor(self.masses).log(), dim=1)
+        shares = functional.softmax(outputs + self.masses.to(outputs.dtype).log(), dim=1)
         return functional.pad(shares.cumsum(dim=1), (1, 0))
 
     def logits(self, outputs: Tensor, grid: Grid) -> Tensor:
@@ -48,5 +54,5 @@ class QuantileHead(Head):
         edges = torch.linspace(0, 1, grid.bins + 1, device=outputs.device)
         # (B, Q + 1, K + 1): how much of each gap lies below each edge.
         below = ((edges - places[:, :-1]) / gaps).clamp(0, 1)
-        masses = outputs.new_tensor(self.masses)[None, :, None]
+        masses = self.masses.to(outputs.dtype)[None, :, None]
         return (below.diff(dim=2) * masses).sum(dim=1).clamp_min(1e-9).log()
