@@ -219,6 +219,37 @@ def test_small_images_keep_their_resolution() -> None:
     assert first("resnet18", 64) == (32, 32) and first("resnet18", 150) == (38, 38)
 
 
+@pytest.mark.parametrize(
+    ("name", "small", "large"),
+    [
+        ("vit_tiny", 8, 10),
+        ("swin_tiny", 2, 4),
+        ("coatnet_pico", 1, 2),
+        ("maxvit_pico", 1, 2),
+        ("cvt_13", 2, 4),
+        ("convnext_femto", 2, 4),
+    ],
+)
+def test_large_images_get_the_coarser_stem(name: str, small: int, large: int) -> None:
+    for side, step in ((64, small), (150, large)):
+        backbone = disturbed(build(name, side)).eval()
+        stem = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 1)
+        assert stem.stride == (step, step)
+    assert answers_large_images(backbone)
+
+
+def test_the_graph_of_large_images_has_more_nodes() -> None:
+    assert [build("arc_graph", side).n_nodes for side in (64, 150)] == [256, 512]
+    assert answers_large_images(disturbed(build("arc_graph", 150)).eval())
+
+
+def answers_large_images(backbone: Backbone) -> bool:
+    with torch.inference_mode():
+        features = backbone(torch.randn(2, 1, 150, 150))
+    whole = features.shape == (2, backbone.n_features) and bool(features.isfinite().all())
+    return whole and not torch.allclose(features[0], features[1])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_width_scales_the_parameters(name: str) -> None:
     narrow, wide = (count(build(name, width=width)) for width in (0.25, 0.5))

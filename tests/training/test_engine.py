@@ -119,6 +119,7 @@ FLAT = {"epochs": 4, "policy": "plateau", "learning_rate": 1e-30, "plateau_patie
         (BASE, {"warmup": 0.9}),
         (BASE, {"label_sigma_dex": 0.2}),
         (BASE, {"class_weight": 2.0}),
+        (BASE | {"precision": "float32"}, {"precision": "bfloat16"}),
         (BASE, {"gradient_clip": 1e-6}),
         (BASE, {"freeze_norm": 1.0}),
         (BASE, {"dihedral": "none"}),

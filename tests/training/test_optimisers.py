@@ -113,6 +113,25 @@ def test_muon_orthogonalises_kernels_as_torchs_does_matrices() -> None:
     assert steps[0].norm() / steps[1].norm() == pytest.approx(1.0, abs=0.15)
 
 
+def test_lion_follows_its_formula() -> None:
+    """Algorithm 2 of arXiv:2302.06675, in its own words, with betas that differ from each other."""
+    torch.manual_seed(4)
+    weight = nn.Parameter(torch.randn(4, 3))
+    settings = TrainConfig(optimiser="lion", learning_rate=0.01, weight_decay=0.5, betas=(0.6, 0.9))
+    optimiser = build_optimiser(nn.ParameterList([weight]), settings)
+    theta, m = weight.detach().clone(), torch.zeros(4, 3)
+    turned = 0
+    for _ in range(5):
+        weight.grad = g = torch.randn(4, 3)
+        optimiser.step()
+        c = 0.6 * m + 0.4 * g
+        theta = theta - 0.01 * (c.sign() + 0.5 * theta)
+        turned += int((c.sign() != g.sign()).sum())
+        m = 0.9 * m + 0.1 * g
+        assert torch.allclose(weight.detach(), theta, atol=1e-6)
+    assert turned > 0, "momentum has decided a sign"
+
+
 def test_lamb_and_sgd_follow_their_formulas() -> None:
     """LAMB (arXiv:1904.00962, algorithm 2): a weight moves by the rate times its own norm, whatever the
     gradient's size; SGD with Nesterov's momentum is torch's."""

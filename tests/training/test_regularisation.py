@@ -51,6 +51,9 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"objective": "crps"}),
     ({}, {"target_weight": {"log10_axion_mass_ev": 3.0}}),
     ({}, {"model": PLAIN | {"dropout": 0.5}}),
+    ({}, {"model": PLAIN | {"stochastic_depth": 0.5}}),
+    ({}, {"model": PLAIN | {"drop_block": 0.3}}),
+    ({}, {"model": PLAIN | {"norm": "group"}}),
     ({"model": PLAIN | {"head": "gaussian"}}, {"objective": "beta_nll"}),
     ({"model": PLAIN | {"head": "gaussian"}, "objective": "beta_nll"}, {"beta": 0.9}),
     (POINT, {"huber_delta": 0.5}),
@@ -72,7 +75,8 @@ def test_each_key_changes_the_training(
     plain, changed = (run(settings(**one), prepared, tmp_path) for one in (base, base | change))
     assert plain.digest != changed.digest
     states = [result.regressor.backbone.state_dict() for result in (plain, changed)]
-    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    weights = dict(plain.regressor.backbone.named_parameters()).keys()
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in weights)
 
 
 @pytest.mark.parametrize("change", [{"label_smoothing": 0.3}, {"mixup": 0.5}])

@@ -89,6 +89,7 @@ def test_after_kill_9_the_final_weights_are_those_of_an_undisturbed_run(
         (6, {"optimiser": "lamb", "policy": "cosine", "weight_decay": 0.1}),
         (6, {"optimiser": "lion", "swa": 1.0}),
         (8, {"optimiser": "muon", "swa": 0.7}),
+        (6, {"policy": "constant"}),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else "-".join(map(str, value.values())),
 )
