@@ -1,5 +1,7 @@
 """Two workers against one: the same bits of work, the same result to rounding."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from darkarc.data.store import Store
 from darkarc.tracking.tracker import NullTracker
 from darkarc.training import TrainingError, TrainResult, train
 from darkarc.training.distribution import Workers
+from darkarc.training.schedule import EpochEnd, EpochHook
 
 Settings = Callable[..., Config]
 PLAIN = {"dropout": 0.0, "stochastic_depth": 0.0}
@@ -116,6 +119,35 @@ def test_two_workers_are_one_to_rounding(
     again = train(config, prepared, workdir=tmp_path / "2", tracker=NullTracker())
     assert "going on after step 4" in " ".join(capfd.readouterr().err.split())
     assert equal(again, two) and again.history == two.history
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+@pytest.mark.timeout(500)
+def test_a_killed_worker_is_replaced_and_training_goes_on_from_its_checkpoint(
+    prepared: Store, settings: Settings, tmp_path: Path, ray_here: None
+) -> None:
+    config = settings(PLAIN, workers=2, epochs=3, precision="float32")
+    struck = tmp_path / "struck"
+
+    def strike(end: EpochEnd) -> bool:
+        if end.row["epoch"] == 2 and not struck.exists():
+            struck.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    def trained(name: str, on_epoch: EpochHook | None) -> tuple[TrainResult, Recorder]:
+        recorder = Recorder()
+        result = train(
+            config, prepared, workdir=tmp_path / name, tracker=recorder, progress=False, on_epoch=on_epoch
+        )
+        return result, recorder
+
+    result, recorder = trained("struck-work", strike)
+    assert struck.read_text() != str(os.getpid()), "a worker of its own"
+    undisturbed, _ = trained("undisturbed", None)
+    assert equal(result, undisturbed) and result.history == undisturbed.history
+    assert [step for step, _ in recorder.points] == [1, 2, 3], "no epoch again"
 
 
 @pytest.mark.slow
