@@ -98,7 +98,9 @@ class TrainConfig(Section):
     swa: float = Field(
         0.0, ge=0, le=1, description="share of the epochs, the last ones, whose weights are averaged; 0: off"
     )
-    compile: bool = Field(False, description="compile the backbone (torch.compile); pays in long trainings")
+    compile: bool = Field(
+        False, description="compile the backbone (torch.compile), which takes minutes first"
+    )
     workers: int = Field(
         1, ge=1, description="processes of Ray Train that share every batch; it must divide batch_size"
     )

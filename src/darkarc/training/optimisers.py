@@ -16,9 +16,10 @@ FINAL_SHARE = 1 / 2000
 
 
 def build_optimiser(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of `train.optimiser`; weight decay acts on matrices and kernels only.
+    """The optimiser of `train.optimiser`; weight decay acts on what has more than one dimension.
 
     Decaying norms and biases (one-dimensional parameters) pulls scales to zero without regularising.
+    Tables of positions, which some transformers add to tokens or scores, decay with the matrices.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
