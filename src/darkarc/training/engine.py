@@ -18,7 +18,7 @@ from darkarc.models import Regressor
 from darkarc.simulation.counter import hash_indices
 from darkarc.tracking.tracker import Tracker
 from darkarc.training.assembly import TrainingError, choose_device, prepared_regressor
-from darkarc.training.averaging import WeightAverage, freeze_norms, trained_tensors
+from darkarc.training.averaging import WeightAverage, freeze_norms
 from darkarc.training.checkpoints import (
     Learner,
     Progress,
@@ -33,6 +33,7 @@ from darkarc.training.distillation import Teacher, teacher_of
 from darkarc.training.distribution import Alone, World
 from darkarc.training.fingerprint import environment, training_digest
 from darkarc.training.interruption import StopRequest, TrainingInterrupted
+from darkarc.training.nonfinite import held_out_trouble, training_trouble
 from darkarc.training.objectives import (
     autocast,
     label_counts,
@@ -217,13 +218,13 @@ def _fit(
             row = {"epoch": epoch + 1, "learning_rate": rate}
             row |= {"train_loss": world.total(loss_sum).item() / plan.steps_per_epoch}
             loss_sum.zero_()
-            trouble = world.agree(partial(_trouble, row, regressor))
-            if not trouble:
+            found = world.agree(partial(training_trouble, row, regressor))
+            if not found:
                 answering = _answering(learner, source, order, epoch, plan, world)
                 row |= world.agree(partial(validate, answering, held_out, settings))
-                trouble = _trouble_held_out(row)
-            if trouble:
-                state = _go_back(trouble, state, learner, settings, session)
+                found = held_out_trouble(row)
+            if found:
+                state = _go_back(found, state, learner, settings, session)
                 continue
             if _end_epoch(state, row, settings):
                 learner.best = to_cpu(answering.state_dict())
@@ -338,28 +339,6 @@ def _restore(learner: Learner, session: Session) -> Progress | None:
         state = restore_checkpoint(session.folder, learner, session.display.say)
     world.wait()
     return state
-
-
-def _trouble(row: dict[str, float], regressor: Regressor) -> str:
-    """What became of an epoch whose loss or weights are not finite; empty if all is well."""
-    if math.isfinite(row["train_loss"]):
-        if all(bool(tensor.isfinite().all()) for tensor in trained_tensors(regressor).values()):
-            return ""
-        what = "a weight became infinite or nan"
-    else:
-        what = f"the training loss became {row['train_loss']}"
-    return _when(what, row)
-
-
-def _trouble_held_out(row: dict[str, float]) -> str:
-    """As `_trouble`, of the validation loss: without one that is finite no epoch is the best."""
-    if math.isfinite(row["val_loss"]):
-        return ""
-    return _when(f"the validation loss became {row['val_loss']}", row)
-
-
-def _when(what: str, row: dict[str, float]) -> str:
-    return f"{what} in epoch {row['epoch']:.0f} at a learning rate of {row['learning_rate']:.2g}"
 
 
 def _go_back(
