@@ -94,10 +94,14 @@ def test_predict_leaves_the_mode_alone_and_never_drops_out(regressor: Make, rate
     first, second = made.predict(images), made.predict(images)
     assert made.training
     assert np.array_equal(first.density, second.density)
-    assert first.population is None
-    made.spec.statistics["population"] = {"correlation": 0.2}
-    assert made.predict(images)[0].population == {"correlation": 0.2}
     assert not torch.equal(made(images).density, made(images).density), "training draws"
+
+
+def test_answers_know_what_is_known_of_populations(regressor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, images = regressor(), torch.randn(2, 1, 16, 16)
+    assert made.predict(images).population is None
+    monkeypatch.setitem(made.spec.statistics, "population", {"correlation": 0.2})
+    assert made.predict(images)[0].population == {"correlation": 0.2}
 
 
 def disturbed(made: Regressor) -> Regressor:
