@@ -69,17 +69,19 @@ def _what(spec: RegressorSpec) -> str:
 def _interface(spec: RegressorSpec) -> str:
     height, width = spec.shape
     levels = ", ".join(f"{level:g}" for level in QUANTILE_LEVELS)
-    more = ""
+    more = meaning = ""
     if spec.model["novelty"] != "none":
-        more = ", `novelty` (batch,; above 2 for one in 100 images like the training's, 3 for one in 1,000)"
+        more = ", `novelty` (batch,)"
+        meaning = " One in 100 images like the training's has a novelty above 2, one in 1,000 above 3."
     if spec.members > 1:
-        more += f", `std_between` (batch, {len(spec.targets)}; how far the trainings disagree)"
+        more += f", `std_between` (batch, {len(spec.targets)})"
+        meaning += " `std_between` is how far the trainings disagree."
     return (
         f"Images (batch, 1, {height}, {width}), raw pixels of `{spec.instrument}`: all normalisation "
         "is inside.\n\n"
         f"`density` (batch, {len(spec.targets)}, {spec.model['bins']}) per unit of the target, "
         "`median`, `quantiles` "
-        f"at {levels}, `class_probability` (batch, {len(spec.classes)}){more}.\n\n"
+        f"at {levels}, `class_probability` (batch, {len(spec.classes)}){more}.{meaning}\n\n"
         "`path` is the .onnx file that this card goes with, or `models:/NAME/VERSION` in a registry:\n\n"
         "```python\nimport darkarc\n\nposterior = darkarc.load(path).predict(images)\n```"
     )
@@ -114,10 +116,10 @@ def _by_mass(metrics: Mapping[str, Any]) -> list[str]:
 
 def _binned(row: Mapping[str, Any], name: str) -> str:
     """A number of a bin; the floor's, which is of a few images, with its error and their number."""
-    text, error = number(row[name], 3), row.get(f"{name}_se")
+    text, error = number(row[name]), row.get(f"{name}_se")
     if name != "floor_mae_dex" or row[name] is None:
         return text
-    return f"{text}{'' if error is None else f' ± {error:.3f}'} ({row['floor_n']})"
+    return f"{text}{'' if error is None else f' ± {error:.4f}'} ({row['floor_n']})"
 
 
 def _published(metrics: Mapping[str, Any]) -> list[str]:
