@@ -1,13 +1,14 @@
 """What is known of a run's origin: said where it is, and no error where it is not."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from darkarc.tracking import RunRecord, dvc_revision, run_lineage
-from darkarc.tracking.lineage import describe_lineage
+from darkarc.tracking.lineage import describe_lineage, git_commit
 
 FOLDER_MD5 = "2294f14445a3f87d68f3d5179195d4fe.dir"
 """As `dvc add` names the folder below."""
@@ -59,3 +60,24 @@ def test_a_store_that_does_not_answer_is_no_error(
     assert facts["Git commit"] == "none recorded" and facts["MLflow run"] == "0123abcd"
     assert "cannot read run 0123abcd" in caplog.text
     assert "MLflow run" not in run_lineage(RunRecord(None, None, "5f0c"))
+
+
+def test_what_dvc_writes_as_it_runs_is_no_change_of_the_project(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    inner = tmp_path / "sources" / "simulated"
+    inner.mkdir(parents=True)
+    files = [tmp_path / "dvc.lock", inner / "dvc.lock", tmp_path / "params.yaml"]
+    for file in files:
+        file.write_text("before\n")
+    git("init", "-q", ".")
+    git("add", ".")
+    git("commit", "-q", "-m", "First")
+    for file in files[:2]:
+        file.write_text("after\n")
+    found = git_commit(inner)
+    assert found is not None and found[1] is False
+    files[2].write_text("after\n")
+    assert git_commit(inner) == (found[0], True)

@@ -21,6 +21,7 @@ DVC_VARIABLES = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 COMMIT = "DARKARC_GIT_COMMIT"
 COMMIT_TAG = "darkarc.git_commit"
 DIRTY = "+dirty"
+OWN_FILES = ":(top,exclude,glob)**/dvc.lock"
 DATA_TAG = "darkarc.data_digest"
 DVC_TAG = "darkarc.dvc_data_md5"
 STUDY_TAG = "darkarc.study"
@@ -41,7 +42,8 @@ def package_version(name: str = "darkarc") -> str:
 
 
 def git_commit(folder: Path | None = None) -> tuple[str, bool] | None:
-    """Commit that is checked out, and whether tracked files differ from it.
+    """Commit that is checked out, and whether tracked files differ from it, other than what `dvc repro` itself
+    writes while it runs (`dvc.lock`).
 
     Outside a repository, as on a cluster's node, it is what `DARKARC_GIT_COMMIT` says (a commit, with
     `+dirty` behind it where files differ); None without that.
@@ -51,7 +53,8 @@ def git_commit(folder: Path | None = None) -> tuple[str, bool] | None:
     if not commit:
         commit, dirty, _ = os.environ.get(COMMIT, "").strip().partition(DIRTY)
         return (commit, bool(dirty)) if commit else None
-    return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", OWN_FILES)
+    return commit, bool(changed)
 
 
 def _git(folder: Path, *arguments: str) -> str:
