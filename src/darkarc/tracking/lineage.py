@@ -42,8 +42,8 @@ def package_version(name: str = "darkarc") -> str:
 
 
 def git_commit(folder: Path | None = None) -> tuple[str, bool] | None:
-    """Commit that is checked out, and whether tracked files differ from it, other than what `dvc repro` itself
-    writes while it runs (`dvc.lock`).
+    """Commit that is checked out, and whether tracked files differ from it, other than `dvc.lock`, which
+    `dvc repro` itself writes while it runs.
 
     Outside a repository, as on a cluster's node, it is what `DARKARC_GIT_COMMIT` says (a commit, with
     `+dirty` behind it where files differ); None without that.
