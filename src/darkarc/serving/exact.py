@@ -7,13 +7,12 @@ from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.evaluation.floor import exact_answers, why_no_floor
+from darkarc.evaluation.floor.store import BINS
 from darkarc.models import Posterior, Regressor
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import Answers, PredictError, Sharpened
 from darkarc.simulation import get_preset
 
-BINS = 8192
-"""Of 2.4e-4 dex: the longest vortices are known to a few of them."""
 MISSED = 0.02
 """Share of images in which the best of many narrow maxima is not found: 4 of 440 (`benchmarks/floor.py`), and
 a margin."""
