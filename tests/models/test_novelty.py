@@ -44,6 +44,19 @@ def test_a_mixture_of_few_images_is_one_gaussian(n_features):
     np.testing.assert_allclose(np.diff(surprise), np.diff(expected) / 1.01, atol=0.05)
 
 
+def test_an_input_that_varies_by_rounding_alone_moves_nothing():
+    """A unit that never fires gives its constant to rounding, which another runtime rounds otherwise."""
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(500, DIRECTIONS + 20))
+    values[:, -16:] *= 1e-6
+    mixture = Mixture(values.shape[1], 8)
+    mixture.fit(torch.from_numpy(values))
+    rounded = values + np.where(np.arange(values.shape[1]) < DIRECTIONS + 4, 0, 1e-5)
+    before, after = (mixture(torch.from_numpy(x).float()) for x in (values, rounded))
+    assert (after - before).abs().max() < 0.5
+    assert before.std() > 1
+
+
 def test_several_components_see_a_hole_between_groups():
     rng = np.random.default_rng(2)
     groups = np.concatenate([rng.normal(-5, 0.3, size=(400, 2)), rng.normal(5, 0.3, size=(400, 2))])

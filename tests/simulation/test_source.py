@@ -7,7 +7,7 @@ from lenstronomy.LightModel.light_model import LightModel
 from scipy.ndimage import gaussian_filter
 
 from darkarc.simulation import PRESETS
-from darkarc.simulation.source import convolve, pixel_flux, psf_taps, sersic_amplitude
+from darkarc.simulation.source import convolve, pixel_flux, psf_matrix, psf_taps, sersic_amplitude
 
 FWHM_PER_SIGMA = 2.3548200450309493
 
@@ -22,6 +22,17 @@ def test_psf_is_scipys_truncated_gaussian(name: str, taps: int, truncation: int)
     images = torch.rand(3, *instrument.shape, dtype=torch.float64)
     expected = [gaussian_filter(i, sigma, mode="nearest", truncate=truncation) for i in images.numpy()]
     assert np.abs(convolve(instrument, images).numpy() - expected).max() < 1e-14
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("size", [3, 20, 94])
+def test_two_products_with_the_psfs_matrix_convolve(name: str, size: int) -> None:
+    """The edges, where the outermost pixel is repeated, and images smaller than the PSF included."""
+    instrument = PRESETS[name].instrument
+    images = torch.rand(2, size, size, dtype=torch.float64)
+    matrix = psf_matrix(instrument, size)
+    assert (matrix @ images @ matrix.T - convolve(instrument, images)).abs().max() < 1e-14
+    assert (matrix.sum(dim=1) - 1).abs().max() < 1e-14
 
 
 @pytest.mark.parametrize(("name", "magnitude_flux"), [("model_ii", 39.8107), ("model_iii", 242.1029)])

@@ -35,6 +35,7 @@ from darkarc.simulation import (
     observe,
     observe_with_gradient,
     pixel_axis_arcsec,
+    psf_matrix,
     source_plane,
 )
 
@@ -82,6 +83,7 @@ class LensResidual(nn.Module):
     deflections: Tensor
     nodes: Tensor
     coarse: Tensor
+    psf: Tensor
 
     def __init__(
         self,
@@ -111,6 +113,8 @@ class LensResidual(nn.Module):
         # Without noise the residual reaches down to float32's rounding: the last step is in float64.
         self.exact = noise == "none" or (noise == "published" and not self.preset.counts)
         self.register_buffer("plane", plane if self.exact else plane.float(), persistent=False)
+        psf = psf_matrix(self.preset.instrument, self.side)
+        self.register_buffer("psf", psf if self.exact else psf.float(), persistent=False)
         self.strength_is_free = fit == "full" and self.exact
         self.evidence: VortexEvidence | None = None
         if fit == "full" and lens == "compact":
@@ -139,7 +143,7 @@ class LensResidual(nn.Module):
         residual, _, facts = self._fit(images)
         rms = residual.square().mean(dim=(1, 2), keepdim=True).clamp_min(1e-12).sqrt()
         level = torch.log(rms).expand_as(residual)
-        return torch.stack([torch.asinh(residual) / 2, residual / rms, level], dim=1), facts
+        return torch.stack([_asinh(residual) / 2, residual / rms, level], dim=1), facts
 
     def fit(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, H, W) -> residual (B, H, W) in units of the noise, and what was fitted, (B, 2) or (B, 3).
@@ -180,7 +184,10 @@ class LensResidual(nn.Module):
         if self.strength_is_free:
             moved = plane - (strength[:, :, None, None] - 1) * fields[0]
             x, y = moved[:, 0], moved[:, 1]
-        return observe_with_gradient(self.preset, x, y, source, fields[:n_fields] if n_fields else None)
+        psf = self.psf if torch.compiler.is_exporting() else None
+        return observe_with_gradient(
+            self.preset, x, y, source, fields[:n_fields] if n_fields else None, psf=psf
+        )
 
     def _start(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """The best node (B, 2) of the grid, and the scale (B, 1, 1) between model and data there."""
@@ -224,6 +231,17 @@ class LensResidual(nn.Module):
             return step
         rest = rest - step[:, :1, None] * along_x - step[:, 1:, None] * along_y
         return torch.cat([step, share(rest, stronger[0], weight)[:, None]], dim=1)
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """The inverse hyperbolic sine; in an exported graph by a logarithm, for runtimes are slow at it.
+
+    Near nought that is good to 1e-7, which is nothing beside noise of one.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.asinh(x)
+    size = x.abs()
+    return torch.sign(x) * torch.log(size + torch.sqrt(size * size + 1))
 
 
 class _Pool(nn.Module):

@@ -20,6 +20,7 @@ from darkarc.simulation import (
     observe,
     observe_with_gradient,
     pixel_axis_arcsec,
+    psf_matrix,
     source_plane,
     vortex_half_length_arcsec,
     vortex_point_arcsec2,
@@ -74,6 +75,7 @@ class LineFit(nn.Module):
     axis: Tensor
     plane: Tensor
     longest: Tensor
+    psf: Tensor
 
     def __init__(self, preset: Preset, distances: str, prior: tuple[float, float]) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class LineFit(nn.Module):
         plane = torch.stack(source_plane(preset, distances=distances))
         self.register_buffer("plane", plane.float(), persistent=False)
         self.register_buffer("longest", torch.tensor(_LONGEST), persistent=False)
+        self.register_buffer("psf", psf_matrix(preset.instrument, plane.shape[1]).float(), persistent=False)
         low, high = preset.source.position_arcsec
         self.source = low - _SOURCE_MARGIN_ARCSEC, high + _SOURCE_MARGIN_ARCSEC
         reach = (prior[1] - prior[0]) / 2 + _MASS_MARGIN_DEX
@@ -127,11 +130,11 @@ class LineFit(nn.Module):
             ax, ay = self._line(mass, angle)[0]
             x, y = self.plane[0] - ax, self.plane[1] - ay
             for _ in range(SCAN_STEPS):
-                model, slopes = observe_with_gradient(self.preset, x, y, source)
+                model, slopes = observe_with_gradient(self.preset, x, y, source, psf=self._psf())
                 normal, right = self._normal(images, model, slopes)
                 step = solve(normal, right, torch.zeros_like(mass))
                 source = self._within_source(source + step.clamp(-_LONGEST[0], _LONGEST[0]))
-            model = observe(self.preset, x, y, source)
+            model = observe(self.preset, x, y, source, psf=self._psf())
             moved = torch.cat([source, given[:, 2:]], dim=1)
             return [x.clone() for x in state], [moved, self._objective(images, model)]
 
@@ -191,7 +194,10 @@ class LineFit(nn.Module):
         by_angle, by_mass = torch.stack([-dy, dx], dim=1), math.log(10) * torch.stack([dx, dy], dim=1)
         x, y = self.plane[0] - ax, self.plane[1] - ay
         fields = torch.stack([by_angle, by_mass])
-        return observe_with_gradient(self.preset, x, y, parameters[:, :2], fields)
+        return observe_with_gradient(self.preset, x, y, parameters[:, :2], fields, psf=self._psf())
+
+    def _psf(self) -> Tensor | None:
+        return self.psf if torch.compiler.is_exporting() else None
 
     def _variance(self, model: Tensor) -> Tensor:
         return self.background + model / self.seconds

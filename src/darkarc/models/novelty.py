@@ -33,6 +33,9 @@ SMALLEST_VARIANCE = 1e-4
 """Of a principal direction, in units of the mean: below it lies rounding, not data."""
 BANDS = 12
 """Rings of the power spectrum, equally wide up to the Nyquist frequency of an axis."""
+LEAST_SPREAD = 1e-3
+"""Of an input, in units of the root mean square of all inputs' deviations: what spreads less is a constant (a
+unit that never fires) and its rounding, which another runtime rounds otherwise."""
 TINY = 1e-9
 """Least argument of a logarithm. Not added: ONNX Runtime takes such a sum for nothing and drops it."""
 FAR = 1e4
@@ -120,13 +123,13 @@ class Texture(nn.Module):
     Logarithms of the power in `BANDS` rings, of the noise in the outer frame (mean second difference, as in
     `darkarc.data.quality`), of the sharpest point and of the peak; and the mean. Pixels count in units of
     `pixel_std`, the train split's deviation. The Fourier transform is two products with matrices, which
-    every runtime has.
+    every runtime has. With the cosines C and sines S of rows and columns, the power at rows' frequencies f
+    and -f adds up to 2 (CC^2 + SS^2 + CS^2 + SC^2): the cross terms cancel, and half of the rows will do.
     """
 
     row_cosine: Tensor
     row_sine: Tensor
-    column_cosine: Tensor
-    column_sine: Tensor
+    columns: Tensor
     rings: Tensor
     frame: Tensor
 
@@ -135,22 +138,23 @@ class Texture(nn.Module):
         self.pixel_std = pixel_std
         self.n_features = BANDS + 4
         height, width = shape
-        rows = 2 * math.pi * np.outer(np.fft.fftfreq(height), np.arange(height))
+        rows = 2 * math.pi * np.outer(np.fft.rfftfreq(height), np.arange(height))
         columns = 2 * math.pi * np.outer(np.arange(width), np.fft.rfftfreq(width))
-        radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-        ring = (
-            np.ceil(2 * BANDS * radius).astype(int) - 1
-        )  # the mean (-1) and the corners (BANDS on) count not
-        member = (ring.reshape(-1, 1) == np.arange(BANDS)).astype(np.float64)
+        radius = np.hypot(np.fft.rfftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+        # The mean (-1) and the corners (BANDS on) do not count.
+        ring = np.ceil(2 * BANDS * radius).astype(int) - 1
+        rows_alike = np.full(len(ring), 2.0)  # f and -f; nought and Nyquist's frequency stand alone
+        rows_alike[[0, -1] if height % 2 == 0 else [0]] = 1
+        member = (ring.reshape(-1, 1) == np.arange(BANDS)) * np.repeat(rows_alike, ring.shape[1])[:, None]
+        rings = (member / np.maximum(member.sum(axis=0), 1)).reshape(*ring.shape, BANDS)
         frame = np.ones((height - 2, width - 2))
         edge_y, edge_x = max(1, height // 8), max(1, width // 8)
         frame[edge_y:-edge_y, edge_x:-edge_x] = 0
         constants = {
             "row_cosine": np.cos(rows),
             "row_sine": np.sin(rows),
-            "column_cosine": np.cos(columns),
-            "column_sine": np.sin(columns),
-            "rings": member / np.maximum(member.sum(axis=0), 1),
+            "columns": np.hstack([np.cos(columns), np.sin(columns)]),
+            "rings": np.concatenate([rings, rings], axis=1).reshape(-1, BANDS),
             "frame": frame / frame.sum(),
         }
         for name, value in constants.items():
@@ -172,11 +176,9 @@ class Texture(nn.Module):
             return torch.cat([logarithms, mean[:, 0]], dim=1)
 
     def _power(self, pixels: Tensor) -> Tensor:
-        """(B, H, W) -> (B, H, W // 2 + 1) squared modulus of the Fourier transform."""
-        cosine, sine = pixels @ self.column_cosine, pixels @ self.column_sine
-        real = self.row_cosine @ cosine - self.row_sine @ sine
-        imaginary = self.row_cosine @ sine + self.row_sine @ cosine
-        return real.square() + imaginary.square()
+        """(B, H, W) -> (B, H // 2 + 1, 2 (W // 2 + 1)): the parts that add up to the power, see above."""
+        across = pixels @ self.columns
+        return (self.row_cosine @ across).square() + (self.row_sine @ across).square()
 
 
 def _second_differences(pixels: Tensor) -> Tensor:
@@ -257,9 +259,11 @@ class Mixture(nn.Module):
         device = self.centre.device
         x = values.double().cpu().numpy()
         deviation = x.std(axis=0)
+        least = LEAST_SPREAD * float(np.sqrt(np.mean(deviation**2)))
+        unit = np.maximum(deviation, least if least > TINY else 1.0)
         self.centre[0] = torch.from_numpy(x.mean(axis=0))
-        self.centre[1] = torch.from_numpy(np.where(deviation > TINY, deviation, 1.0))
-        whitening = _whitening((x - x.mean(axis=0)) / np.where(deviation > TINY, deviation, 1.0), self.kept)
+        self.centre[1] = torch.from_numpy(unit)
+        whitening = _whitening((x - x.mean(axis=0)) / unit, self.kept)
         self.whitening.copy_(torch.from_numpy(whitening))
         if self.has_rest:
             self.rest.copy_(torch.tensor([0.0, 1.0]))

@@ -35,7 +35,7 @@ from darkarc.simulation.presets import (
     get_preset,
 )
 from darkarc.simulation.scenes import Scenes, draw_scenes, n_deviates, scene_columns, scenes_of_deviates
-from darkarc.simulation.source import log_peak_flux
+from darkarc.simulation.source import log_peak_flux, psf_matrix
 
 __all__ = [
     "DISTANCES",
@@ -59,6 +59,7 @@ __all__ = [
     "observe",
     "observe_with_gradient",
     "pixel_axis_arcsec",
+    "psf_matrix",
     "render",
     "render_keyed",
     "scene_columns",

@@ -71,15 +71,24 @@ def source_plane(
     return x, y
 
 
-def observe(preset: str | Preset, x_arcsec: Tensor, y_arcsec: Tensor, source_arcsec: Tensor) -> Tensor:
+def observe(
+    preset: str | Preset,
+    x_arcsec: Tensor,
+    y_arcsec: Tensor,
+    source_arcsec: Tensor,
+    *,
+    psf: Tensor | None = None,
+) -> Tensor:
     """Noise-free image (..., H, W) in counts a second, PSF included, of a source at `source_arcsec`.
 
     `x_arcsec`, `y_arcsec` (..., H, W) from `source_plane` and `source_arcsec` (..., 2) broadcast: one
     plane (H, W) and S sources (S, 2) give (S, H, W). Differentiable.
+    psf: (H, H) from `psf_matrix`, for square images in an exported graph: two products with it take a third
+    of the time of the sum of shifted images, which no runtime fuses.
     """
     preset = get_preset(preset)
     flux = pixel_flux(preset, x_arcsec, y_arcsec, source_arcsec.to(x_arcsec.dtype))
-    return convolve(preset.instrument, flux)
+    return _seen(preset, flux, psf)
 
 
 def observe_with_gradient(
@@ -88,6 +97,8 @@ def observe_with_gradient(
     y_arcsec: Tensor,
     source_arcsec: Tensor,
     deflections_arcsec: Tensor | None = None,
+    *,
+    psf: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`observe` (..., H, W) and its derivatives (..., 2, H, W) with respect to the source's x and y.
 
@@ -98,8 +109,15 @@ def observe_with_gradient(
     parts = [flux.unsqueeze(-3), gradient]
     if deflections_arcsec is not None:  # they move the plane by minus what moves the source by plus
         parts += [(gradient * field).sum(dim=-3, keepdim=True) for field in deflections_arcsec.unbind(0)]
-    images = convolve(preset.instrument, torch.cat(parts, dim=-3))
+    images = _seen(preset, torch.cat(parts, dim=-3), psf)
     return images.select(-3, 0), images.narrow(-3, 1, images.shape[-3] - 1)
+
+
+def _seen(preset: Preset, flux: Tensor, psf: Tensor | None) -> Tensor:
+    if psf is None:
+        return convolve(preset.instrument, flux)
+    psf = psf.to(flux.dtype)
+    return psf @ flux @ psf.T
 
 
 def model_image(

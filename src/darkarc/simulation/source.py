@@ -47,7 +47,7 @@ def pixel_flux(preset: Preset, x_arcsec: Tensor, y_arcsec: Tensor, centre_arcsec
     """
     dx, dy, radius2, _ = _elliptical(preset.source, x_arcsec, y_arcsec, centre_arcsec)
     del dx, dy
-    return torch.exp(log_peak_flux(preset) - radius2.pow(0.5 / preset.source.sersic_index))
+    return torch.exp(log_peak_flux(preset) - _exponent(preset.source, radius2))
 
 
 def pixel_flux_with_gradient(
@@ -59,7 +59,7 @@ def pixel_flux_with_gradient(
     """
     source = preset.source
     dx, dy, radius2, (xx, yy, xy) = _elliptical(source, x_arcsec, y_arcsec, centre_arcsec)
-    power = radius2.pow(0.5 / source.sersic_index)
+    power = _exponent(source, radius2)
     flux = torch.exp(log_peak_flux(preset) - power)
     slope = flux * power / radius2 * (0.5 / source.sersic_index)
     by_x = slope * torch.add(dx * (2 * xx), dy, alpha=xy)
@@ -83,6 +83,12 @@ def _elliptical(
     xx, yy, xy = ((1 - e1) ** 2 + e2**2) / norm, ((1 + e1) ** 2 + e2**2) / norm, -4 * e2 / norm
     radius2 = torch.addcmul(dy * dy * yy, dx, torch.add(dx * xx, dy, alpha=xy))
     return dx, dy, radius2.clamp_min(_SMOOTHING_ARCSEC**2 / unit2), (xx, yy, xy)
+
+
+def _exponent(source: Source, radius2: Tensor) -> Tensor:
+    """Sersic's b (R / R_e)^(1/n), from the squared radius of `_elliptical`."""
+    # The same bits as the power, in an operation that every runtime has a fast form of.
+    return radius2.sqrt() if source.sersic_index == 1 else radius2.pow(0.5 / source.sersic_index)
 
 
 def log_peak_flux(preset: Preset) -> float:
@@ -112,6 +118,14 @@ def convolve(instrument: Instrument, images: Tensor) -> Tensor:
     rows = _correlate([padded.narrow(1, k, height) for k in range(len(taps))], taps)
     columns = _correlate([rows.narrow(2, k, width) for k in range(len(taps))], taps)
     return columns.reshape(images.shape)
+
+
+def psf_matrix(instrument: Instrument, size: int) -> Tensor:
+    """(size, size) float64 matrix P of the PSF along one axis: P @ image @ P.T is `convolve`, to rounding."""
+    taps = torch.tensor(psf_taps(instrument), dtype=torch.float64)
+    near = torch.arange(size)[:, None] + torch.arange(len(taps)) - len(taps) // 2
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, near.clamp(0, size - 1), taps.expand(size, -1).contiguous())
 
 
 def _correlate(shifted: list[Tensor], taps: tuple[float, ...]) -> Tensor:
