@@ -177,7 +177,8 @@ def _int8(fused: Path, store: Store, folder: Path) -> "ModelProto":
             op_types_to_quantize=["Conv"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            # Signed weights overflow in processors without VNNI, which add pairs of such products in 16 bits.
+            weight_type=QuantType.QUInt8,
         )
     return onnx.load(quantised)
 

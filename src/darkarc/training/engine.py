@@ -307,7 +307,8 @@ def answering_regressor(learner: Learner) -> Regressor:
     """The regressor with the best weights so far, in evaluation mode, without what only training has."""
     learner.regressor.load_state_dict(learner.best)
     learner.regressor.drop_auxiliary()
-    return learner.regressor.eval()
+    # As it will be loaded: with another layout a convolution may round otherwise, on some processors.
+    return learner.regressor.to(memory_format=torch.contiguous_format).eval()
 
 
 def _start(learner: Learner, settings: TrainConfig, session: Session) -> Progress:
