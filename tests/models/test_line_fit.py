@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from darkarc.models import Posterior
-from darkarc.models.line_fit import LineFit, solve
+from darkarc.models.line_fit import LineFit, _averaged, solve
 from darkarc.models.vortex_fit import ANGLE_STARTS_DEG, MASS_STARTS
 from darkarc.simulation import PRESETS, draw_scenes, render
 
@@ -87,3 +87,48 @@ def test_the_solution_is_linear_algebras() -> None:
     right, damping = torch.randn(6, 4, generator=generator, dtype=torch.float64), torch.full((6,), 0.3)
     damped = normal + 0.3 * torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
     torch.testing.assert_close(solve(normal, right, damping.double()), torch.linalg.solve(damped, right))
+
+
+def tops(seed: int):
+    """Two images with three tops each, float64: places (2, 3, 4), normal equations and heights."""
+    generator = torch.Generator().manual_seed(seed)
+    slopes = torch.randn(2, 3, 4, 30, generator=generator, dtype=torch.float64)
+    normal = slopes @ slopes.transpose(2, 3) * torch.tensor([1.0, 4.0, 0.5])[:, None, None]
+    at = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    heights = 5000 + torch.tensor([[0.0, 1.0, 3.0], [2.0, 40.0, 0.0]], dtype=torch.float64)
+    excess = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    return at, normal, heights, excess
+
+
+def test_tops_count_by_their_evidence() -> None:
+    """As the mean and variance of what random numbers drawn from a mixture of normal distributions have."""
+    at, normal, heights, excess = tops(3)
+    found = _averaged(at, normal, heights, excess)
+    rng = np.random.default_rng(0)
+    for k in range(2):
+        covariance = np.linalg.inv(normal[k].numpy())
+        weight = np.exp(-(heights[k].numpy() - 5000) / 2) * np.sqrt(np.linalg.det(covariance))
+        weight /= weight.sum()
+        chosen = rng.choice(3, 200_000, p=weight)
+        noise = np.einsum("nij,nj->ni", np.linalg.cholesky(covariance)[chosen], rng.normal(size=(200_000, 4)))
+        draws = at[k].numpy()[chosen] + noise
+        assert found.parameters[k].numpy() == pytest.approx(draws.mean(axis=0), abs=0.01)
+        assert float(found.sigma[k]) == pytest.approx(draws[:, 3].std(), rel=0.01)
+        assert float(found.excess[k]) == pytest.approx(float((torch.from_numpy(weight) * excess[k]).sum()))
+
+
+def test_the_same_top_twice_is_one() -> None:
+    once = [column[:, :1] for column in tops(4)]
+    twice = [torch.cat([column, column], dim=1) for column in once]
+    for one, two in zip(_averaged(*once), _averaged(*twice), strict=True):
+        torch.testing.assert_close(two, one)
+
+
+def test_two_tops_of_one_height_are_not_chosen_between() -> None:
+    """What rounding does to their heights moves the answer by as little, where a choice would leap."""
+    at, normal, _, excess = tops(5)
+    level = torch.full((2, 3), 5000.0, dtype=torch.float64)
+    tilted = level + torch.tensor([1e-3, 0.0, -1e-3])
+    here, there = _averaged(at, normal, level, excess), _averaged(at, normal, tilted, excess)
+    assert 0 < float((here.parameters - there.parameters).abs().max()) < 3e-3
+    assert float(here.sigma.min()) > 0.3

@@ -22,15 +22,16 @@ def reference(half_length: torch.Tensor, angle: torch.Tensor, points: int) -> to
 
 @pytest.mark.parametrize("points", [100, 61])
 @pytest.mark.parametrize(
-    ("dtype", "worst", "typical"), [(torch.float64, 2e-8, 1e-9), (torch.float32, 1e-5, 2e-6)]
+    ("dtype", "worst", "typical"), [(torch.float64, 2e-8, 1e-9), (torch.float32, 5e-6, 2e-7)]
 )
 def test_the_deflection_is_the_simulators(
     points: int, dtype: torch.dtype, worst: float, typical: float
 ) -> None:
     """In arcsec, for all lengths that a mass within the prior may have, and a little more."""
-    arguments = (x.to(dtype) for x in (AXIS, AXIS, HALF_LENGTHS, ANGLES))
-    found, _ = line_slopes(*arguments, points=points, einstein_radius2_arcsec2=STRENGTH)
-    away = (torch.stack(found).double() - reference(HALF_LENGTHS, ANGLES, points)).abs()
+    half_lengths, angles = HALF_LENGTHS.to(dtype), ANGLES.to(dtype)
+    axis = AXIS.to(dtype)
+    found, _ = line_slopes(axis, axis, half_lengths, angles, points=points, einstein_radius2_arcsec2=STRENGTH)
+    away = (torch.stack(found).double() - reference(half_lengths.double(), angles.double(), points)).abs()
     assert found[0].dtype == dtype
     assert float(away.max()) < worst
     assert float(away.flatten().quantile(0.999)) < typical

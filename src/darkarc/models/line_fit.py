@@ -3,8 +3,12 @@
 Where a particle is light, its vortex reaches across the arcs and the likelihood of its mass is a peak
 far narrower than any error of a network's. From a start inside of that peak's basin a few steps of Gauss
 and Newton find the top, and the normal equations there tell the width: together the exact posterior, as
-Laplace would approximate it. Whether the top is the right one, chi-square mostly tells. All of it is in
-operations that ONNX has.
+Laplace would approximate it. Two starts are climbed from, and their tops count by their evidence. Whether
+the right one is among them, chi-square mostly tells. All of it is in operations that ONNX has.
+
+The likelihood jumps wherever a mass of the vortex passes a ray, so rounding can lead to another top. The
+geometry and the objective are therefore summed in such a way that rounding moves minus twice the logarithm of
+the likelihood by 1e-4 only, and what is left of it decides between tops of one height, which are averaged.
 """
 
 import math
@@ -110,17 +114,9 @@ class LineFit(nn.Module):
         kept = starts.gather(1, best[:, :, None].expand(-1, -1, N_PARAMETERS)).flatten(0, 1)
         data = images.repeat_interleave(KEPT, dim=0)
         parameters, normal, objective, excess = self._climb(data, kept)
-        winner = objective.unflatten(0, (-1, KEPT)).argmin(dim=1, keepdim=True)  # (B, 1)
-
-        def of_winner(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, KEPT)).gather(1, winner).squeeze(1)
-
-        index = winner[:, :, None].expand(-1, -1, N_PARAMETERS)
-        return FittedLine(
-            parameters.unflatten(0, (-1, KEPT)).gather(1, index).squeeze(1),
-            of_winner(_last_sigma(normal)),
-            of_winner(excess),
-        )
+        climbed = parameters, normal, objective, excess
+        averaged = _averaged(*(column.double().unflatten(0, (-1, KEPT)) for column in climbed))
+        return FittedLine(*(column.to(images) for column in averaged))
 
     def _scan(self, images: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Starts (B, S, 4) with their sources fitted, and what to compare them by, (B, S)."""
@@ -180,7 +176,7 @@ class LineFit(nn.Module):
         return line_slopes(
             self.axis,
             self.axis,
-            self.unit * torch.exp(-math.log(10) * mass),
+            self.unit * torch.exp(-math.log(10) * mass.double()),
             angle,
             points=self.preset.lens.vortex_points,
             einstein_radius2_arcsec2=self.point,
@@ -210,10 +206,10 @@ class LineFit(nn.Module):
         return weighted @ flat.transpose(1, 2), (weighted @ (data - model).flatten(1)[:, :, None]).squeeze(2)
 
     def _objective(self, data: Tensor, model: Tensor) -> Tensor:
-        """(N,) minus twice the log likelihood, less a constant that all models of an image share."""
+        """(N,) minus twice the log likelihood, less a constant that all models of an image share; float64."""
         variance = self._variance(model)
         difference = (data - model).square() / variance + torch.log(variance / self.background)
-        return difference.sum(dim=(1, 2))
+        return difference.double().sum(dim=(1, 2))
 
     def _excess(self, data: Tensor, model: Tensor) -> Tensor:
         pixels = data[0].numel()
@@ -258,10 +254,32 @@ def solve(normal: Tensor, right: Tensor, damping: Tensor) -> Tensor:
     return torch.stack([x * s for x, s in zip(found, scale, strict=True)], dim=1)
 
 
+def _averaged(parameters: Tensor, normal: Tensor, objective: Tensor, excess: Tensor) -> FittedLine:
+    """Of the tops (B, K, ...) that were climbed, each by its evidence: exp(-objective / 2) times the volume
+    of its normal distribution, as Laplace has it.
+
+    The same top twice counts as much as once. Two tops of about one height, of which rounding would choose
+    one, give what lies between them, and a sigma that has room for both.
+    """
+    weights = torch.softmax(_log_volume(normal.flatten(0, 1)).view_as(objective) - objective / 2, dim=1)
+    mean = (weights[:, :, None] * parameters).sum(dim=1)
+    spread = _last_sigma(normal.flatten(0, 1)).view_as(objective).square()
+    spread = spread + (parameters[:, :, -1] - mean[:, None, -1]).square()
+    return FittedLine(mean, (weights * spread).sum(dim=1).sqrt(), (weights * excess).sum(dim=1))
+
+
 def _last_sigma(normal: Tensor) -> Tensor:
     """(B,) standard deviation of the last parameter, all others free: 1 / root of its Schur complement."""
     lower, scale = _cholesky(normal, torch.zeros_like(normal[:, 0, 0]))
     return scale[-1] / lower[-1][-1]
+
+
+def _log_volume(normal: Tensor) -> Tensor:
+    """(B,) half of the logarithm of the covariance's determinant."""
+    lower, scale = _cholesky(normal, torch.zeros_like(normal[:, 0, 0]))
+    return sum(
+        (torch.log(s / row[-1]) for s, row in zip(scale, lower, strict=True)), torch.zeros(()).to(normal)
+    )
 
 
 def _cholesky(normal: Tensor, damping: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:

@@ -35,6 +35,10 @@ MASS_STARTS = (-0.8, -0.4, 0.0, 0.4, 0.8)
 ANGLE_STARTS_DEG = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 """From the angle that the features tell."""
 
+_PER_UNIT = 1024
+"""Starts are rounded to this part of an arcsec, a rad and a dex. The likelihood jumps wherever a mass of the
+vortex passes a ray, so that two runtimes whose starts differ by rounding may climb to different tops."""
+
 N_FACTS = 5
 """Of a fit: log10 m, the natural logarithm of its sigma, chi-square's excess, and the network's median and
 the logarithm of its standard deviation. Masses are counted from the prior's middle."""
@@ -161,6 +165,7 @@ class VortexFit(nn.Module):
             ],
             dim=2,
         )
+        starts = torch.round(starts * _PER_UNIT) / _PER_UNIT
         found = self.line(images.float().flatten(0, 1) + 0.0, starts)
         facts = [
             found.parameters[:, 3].clamp(-self.half_span, self.half_span),
