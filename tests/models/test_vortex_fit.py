@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from darkarc.data.auxiliary import SOURCE_SCALE_ARCSEC
 from darkarc.models import Ensemble, Grid, Regressor, RegressorError
 from darkarc.models.vortex_fit import N_FACTS, VortexFit, VortexFitError
+from darkarc.simulation import draw_scenes, render
 
 FORM = {"preset": "model_iii", "noise": "physical", "distances": "deeplense"}
 GRID = Grid(-24.0, -22.0, 1024)
@@ -147,6 +149,26 @@ def test_facts_are_numbers_for_every_image():
     facts = fit.measure(images, torch.zeros(3, F), torch.zeros(3, GRID.bins))
     assert facts.shape == (3, N_FACTS)
     assert bool(torch.isfinite(facts).all())
+
+
+def test_rounding_of_the_network_is_no_part_of_a_fit():
+    """Where it starts from is rounded to a lattice, so most fits are the same to the last bit."""
+    n = 12
+    scenes = draw_scenes("model_iii", "axion", 11, range(n))
+    images = render("model_iii", scenes, noise="physical", seed=11)[:, None]
+    mass = torch.from_numpy(scenes.log10_mass_ev).float().flatten() + 23
+    twice = 2 * torch.from_numpy(scenes.angle_rad).float().reshape(n, 1)
+    source = torch.from_numpy(scenes.source_arcsec).float().reshape(n, 2) / SOURCE_SCALE_ARCSEC
+    features = torch.cat([source, twice.cos(), twice.sin(), torch.zeros(n, F - 4)], dim=1)
+    logits = -((GRID.offsets - mass[:, None]) ** 2) / (2 * 0.01**2)
+    fit = vortex_fit()
+    fit.reading[:, :4] = torch.eye(4)
+    facts = fit.measure(images, features, logits)
+    moved = fit.measure(images, features * (1 + 1e-6), logits * (1 + 1e-6))
+    assert int((facts[:, :3] == moved[:, :3]).all(dim=1).sum()) >= 9
+    light = mass < 0
+    assert int(light.sum()) >= 4
+    assert float((facts[light, 0] - mass[light]).abs().median()) < 0.003
 
 
 @pytest.mark.parametrize(

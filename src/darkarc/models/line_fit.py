@@ -7,8 +7,8 @@ Laplace would approximate it. Two starts are climbed from, and their tops count 
 the right one is among them, chi-square mostly tells. All of it is in operations that ONNX has.
 
 The likelihood jumps wherever a mass of the vortex passes a ray, so rounding can lead to another top. The
-geometry and the objective are therefore summed in such a way that rounding moves minus twice the logarithm of
-the likelihood by 1e-4 only, and what is left of it decides between tops of one height, which are averaged.
+geometry (`simulation.line_slopes`) and the objective's sum are therefore kept from losing digits, and between
+tops of one height nothing is chosen.
 """
 
 import math
@@ -46,7 +46,7 @@ _SOURCE_MARGIN_ARCSEC = 0.05
 _MASS_MARGIN_DEX = 0.1
 _FIRST_DAMPING, _EASED, _DAMPED = 1e-3, 0.2, 8.0
 _ROUNDING = 0.01
-"""So much worse a step may be: the objective, a sum over all pixels, is not better known in float32."""
+"""So much worse a step may be: ten times what float32 does to the objective, a hundredth of what counts."""
 _STEEPEST_ARCSEC = 1.5
 """Change of a deflection with the logarithm of the length, or with the angle in rad, from which on its slope
 is taken for less. Next to a mass of the vortex the least of changes throws a ray far: the slope there holds
