@@ -46,7 +46,7 @@ _SOURCE_MARGIN_ARCSEC = 0.05
 _MASS_MARGIN_DEX = 0.1
 _FIRST_DAMPING, _EASED, _DAMPED = 1e-3, 0.2, 8.0
 _ROUNDING = 0.01
-"""So much worse a step may be: ten times what float32 does to the objective, a hundredth of what counts."""
+"""So much worse a step may be: more than float32 does to the objective, a hundredth of what counts."""
 _STEEPEST_ARCSEC = 1.5
 """Change of a deflection with the logarithm of the length, or with the angle in rad, from which on its slope
 is taken for less. Next to a mass of the vortex the least of changes throws a ray far: the slope there holds
