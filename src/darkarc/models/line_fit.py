@@ -258,7 +258,7 @@ def _averaged(parameters: Tensor, normal: Tensor, objective: Tensor, excess: Ten
     """Of the tops (B, K, ...) that were climbed, each by its evidence: exp(-objective / 2) times the volume
     of its normal distribution, as Laplace has it.
 
-    The same top twice counts as much as once. Two tops of about one height, of which rounding would choose
+    Starts that all end on one top give that top. Two tops of about one height, of which rounding would choose
     one, give what lies between them, and a sigma that has room for both.
     """
     weights = torch.softmax(_log_volume(normal.flatten(0, 1)).view_as(objective) - objective / 2, dim=1)

@@ -81,7 +81,7 @@ def _sum_with_derivative(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Re and Im of S(v) and of S'(v) for v = distance + i across, distance >= 0 (see `vortex.exact_sum`).
 
-    offset: of the nearest mass from v along the line.
+    offset: of v from the nearest mass, along the line, in spacings.
     """
     inside = distance < half
     sign = torch.where(inside, -1.0, 1.0).to(distance)
