@@ -105,7 +105,7 @@ def test_text_is_escaped() -> None:
 
 def test_page_says_the_numbers_their_errors_and_what_is_missing() -> None:
     text = page(metrics_of())
-    assert "0.2500 ± 0.0123" in text and "0.250 ± 0.010" in text
+    assert "0.2500 ± 0.0123" in text and "0.2500 ± 0.0100" in text
     assert "1 of 5 true values have no posterior density at all" in text
     assert "−24.00\u00a0to\u00a0−23.00" in text
     assert "PIT distance" in text and "TARP distance" in text

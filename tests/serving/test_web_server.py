@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from darkarc.cli import app
 from darkarc.config import ConfigError, ServeConfig
+from darkarc.evaluation.zoom import shown_range, significant_digits
 from darkarc.serving import predict_files
 from darkarc.serving.web import PageServer, ServeError, run_page
 from darkarc.serving.web.pictures import levels, png
@@ -37,6 +38,21 @@ DROP = """
   return !document.querySelector("#drop").dispatchEvent(event);
 """
 """A file of these base64 bytes and this name is dropped on the page; does it take the event for itself?"""
+
+NARROW = """
+  const { posteriorFigure } = await import("/posterior.js");
+  const quantiles = { q05: -23.0004, q16: -23.0002, median: -23, q84: -22.9998, q95: -22.9996 };
+  const density = Array(4096).fill(0).fill(500, 2046, 2050);
+  const posterior = { low: -24, high: -22, density, shown: [-23.0048, -22.9952], decimals: 5 };
+  const figure = posteriorFigure(posterior, quantiles, "log10(m / eV)");
+  document.body.append(figure);
+  const along = (name) => figure.querySelector(name).getAttribute("points").split(" ").map(parseFloat);
+  const curve = along(".curve"), inner = along(".inner");
+  const ticks = [...figure.querySelectorAll(".tick")].map((tick) => tick.textContent);
+  figure.remove();
+  return { title: figure.querySelector("title").textContent, curve, inner, ticks };
+"""
+"""What a posterior 0.0004 dex wide looks like, which would be a line on the axis of the prior."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,9 @@ def test_an_answer_has_picture_and_posterior(page, files, regressor, lenses):
     density = np.array(image["posterior"]["density"])
     assert np.allclose(density, expected.density[0], rtol=1e-3, atol=1e-3 * density.max())
     assert (image["posterior"]["low"], image["posterior"]["high"]) == (-24, -22)
+    low, high = expected.interval(0.68)[0]
+    assert image["posterior"]["decimals"] == significant_digits(high - low)
+    assert image["posterior"]["shown"] == pytest.approx(shown_range(expected[:1]))
     assert image["row"]["log10_mass_median"] == pytest.approx(expected.median[0], abs=1e-3)
     assert not answered["more"]
 
@@ -307,3 +326,19 @@ def test_in_a_real_browser(page, files, tmp_path, regressor):
         wait_for(lambda: window.text("#summary").startswith("1 file, 1 image: "))
         assert window.text("#results h2") == "dropped.npy"
         assert window.complaints() == [], "neither errors nor violations of the policy"
+
+
+@pytest.mark.slow
+def test_a_narrow_posterior_is_drawn_enlarged_with_digits_enough(page, tmp_path):
+    with browser(tmp_path) as window:
+        window.open(page.address)
+        drawn = window.run(NARROW)
+    assert drawn["title"] == "Posterior of log10(m / eV): median -23.00000, 68% from -23.00020 to -22.99980"
+    assert min(drawn["curve"]) == 12 and max(drawn["curve"]) == 308, "from end to end of what is shown"
+    wide = (max(drawn["inner"]) - min(drawn["inner"])) / 296
+    assert wide == pytest.approx(0.0004 / 0.0096, abs=1e-3), "to scale"
+    *ticks, label = drawn["ticks"]
+    places = [float(tick.replace("\u2212", "-")) for tick in ticks]
+    assert len(set(places)) == len(ticks) >= 3, "with digits enough"
+    assert min(places) >= -23.0048 and max(places) <= -22.9952
+    assert label == "log10(m / eV)   (prior: \u221224 to \u221222)"

@@ -51,7 +51,7 @@ def target_warnings(
         margin = 2 * (errors["mae_dex"] or 0.0)
         if mae > constant_guess - margin:
             found.append(
-                f"{target}: the mean absolute error {mae:.3f} dex is no better than a constant guess "
+                f"{target}: the mean absolute error {mae:.4f} dex is no better than a constant guess "
                 f"({constant_guess:.3f} dex): nothing has been learnt"
             )
     for level in LEVELS:

@@ -113,12 +113,12 @@ def _lead(metrics: Mapping[str, Any]) -> str:
             '<p class="lead">No test image has a true value of this target: only the classes were tested.</p>'
         )
     error = metrics["standard_error"].get("mae_dex")
-    text = f"Mean absolute error <strong>{mae:.3f}{f' ± {error:.3f}' if error else ''} dex</strong>"
+    text = f"Mean absolute error <strong>{mae:.4f}{f' ± {error:.4f}' if error else ''} dex</strong>"
     if guess is not None:
         text += f" (a constant guess: {guess:.3f})"
     if metrics.get("floor_mae_dex") is not None:
         text += (
-            f"; the information floor is <strong>{metrics['floor_mae_dex']:.3f}</strong> dex, and on the "
+            f"; the information floor is <strong>{metrics['floor_mae_dex']:.4f}</strong> dex, and on the "
             f"same {metrics['floor_n_images']} images the regressor has {metrics['floor_ratio']:.2f} times "
             "as much"
         )
@@ -192,8 +192,8 @@ def _short(name: str) -> str:
 
 
 def _with_error(row: Mapping[str, Any], name: str) -> str:
-    value, error = number(row[name], 3), row.get(f"{name}_se")
-    return value if error is None or value == "–" else f"{value} ± {error:.3f}"
+    value, error = number(row[name]), row.get(f"{name}_se")
+    return value if error is None or value == "–" else f"{value} ± {error:.4f}"
 
 
 def _figure(item: Illustration) -> str:

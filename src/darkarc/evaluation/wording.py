@@ -88,11 +88,11 @@ BINNED_TRUTH = (
 """Why a table by true value is no test of calibration."""
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """A number with this many decimals, a dash for null."""
+def number(value: Any) -> str:
+    """A number with four decimals, a dash for null."""
     if value is None:
         return "–"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def as_published(value: float) -> str:
@@ -135,7 +135,7 @@ def limits(
         worst = max(rows, key=lambda row: row["mae_dex"])
         best = min(rows, key=lambda row: row["mae_dex"])
         lines.append(
-            f"The mean absolute error goes from {best['mae_dex']:.3f} dex (true value {best['low']:.2f} to "
-            f"{best['high']:.2f}) to {worst['mae_dex']:.3f} dex ({worst['low']:.2f} to {worst['high']:.2f})."
+            f"The mean absolute error goes from {best['mae_dex']:.4f} dex (true value {best['low']:.2f} to "
+            f"{best['high']:.2f}) to {worst['mae_dex']:.4f} dex ({worst['low']:.2f} to {worst['high']:.2f})."
         )
     return lines

@@ -11,7 +11,7 @@ from darkarc.evaluation.style import (
     new_figure,
     note,
 )
-from darkarc.evaluation.wording import as_published
+from darkarc.evaluation.wording import as_published, number
 
 
 def published_figure(
@@ -35,7 +35,7 @@ def published_figure(
     for position, value in enumerate([mae_dex, *(result.mae_dex for result in comparison.results)]):
         bump = (mae_se or 0.0) if position == 0 else 0.0
         axes.annotate(
-            f"{value:.3f}" if position == 0 else as_published(value), (value + bump, position),
+            number(value) if position == 0 else as_published(value), (value + bump, position),
             xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5,
         )  # fmt: skip
     if guess_mae_dex is not None:

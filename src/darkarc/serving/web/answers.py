@@ -13,7 +13,8 @@ import numpy as np
 from darkarc.config import TARGET_CLASS
 from darkarc.data.readers import ImageItem, iter_images
 from darkarc.evaluation.style import NAMES
-from darkarc.models import Regressor
+from darkarc.evaluation.zoom import shown_range, significant_digits
+from darkarc.models import Posterior, Regressor
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import UNREADABLE, Answers, default_target, fingerprint
 from darkarc.serving.table import COLUMNS, Row, table_row
@@ -54,7 +55,7 @@ class FileAnswers:
         """{"images": …, "more": whether the file holds more than were answered}.
 
         An image is {"row": its row of the table, "picture": a data: address or None, "posterior": None or
-        {"low", "high", "density"}}. `name` stands for the path in all that is said.
+        what `_figure_of` gives}. `name` stands for the path in all that is said.
         """
         items = (_renamed(item, path, name) for item in iter_images([path]))
         images = list(self._images(islice(items, self._max_images)))
@@ -67,14 +68,21 @@ class FileAnswers:
                 yield {
                     "row": answer.row,
                     "picture": None if item.image is None else png_uri(item.image),
-                    "posterior": None
-                    if posterior is None
-                    else {
-                        "low": float(posterior.edges[0]),
-                        "high": float(posterior.edges[-1]),
-                        "density": [float(f"{value:.4g}") for value in posterior.density[0]],
-                    },
+                    "posterior": None if posterior is None else _figure_of(posterior),
                 }
+
+
+def _figure_of(posterior: Posterior) -> dict[str, Any]:
+    """{"low", "high": ends of the prior, "density": of its bins, "shown": [from, to], what is drawn of them,
+    "decimals": of the numbers beside it}, for a posterior of length 1."""
+    low, high = posterior.interval(0.68)[0]
+    return {
+        "low": float(posterior.edges[0]),
+        "high": float(posterior.edges[-1]),
+        "density": [float(f"{value:.4g}") for value in posterior.density[0]],
+        "shown": list(shown_range(posterior)),
+        "decimals": significant_digits(high - low),
+    }
 
 
 def _renamed(item: ImageItem, path: Path, name: str) -> ImageItem:

@@ -59,17 +59,17 @@ function count(row) {
   else counted.withheld += 1;
 }
 
-function massLine(row) {
+function massLine({ row, posterior }) {
   const line = [];
   const { log10_mass_median: median, q16, q84 } = row;
   if (median === null) {
     line.push(element("span", "range", row.p_axion === null ? "no numbers given" : "no mass given"));
     return line;
   }
-  const pair = element("span", "pair");
-  pair.append(element("span", "", `+${(q84 - median).toFixed(2)}`), element("span", "", `\u2212${(median - q16).toFixed(2)}`));
-  line.push(`${model.unit} = ${minus(median.toFixed(2))}`, pair, element("br"));
-  line.push(element("span", "range", `68%: ${minus(q16.toFixed(2))} to ${minus(q84.toFixed(2))}`));
+  const said = (value) => minus(value.toFixed(posterior.decimals)), pair = element("span", "pair");
+  pair.append(element("span", "", `+${said(q84 - median)}`), element("span", "", `\u2212${said(median - q16)}`));
+  line.push(`${model.unit} = ${said(median)}`, pair, element("br"));
+  line.push(element("span", "range", `68%: ${said(q16)} to ${said(q84)}`));
   return line;
 }
 
@@ -79,7 +79,7 @@ function card(answer) {
   if (answer.picture) { picture.src = answer.picture; picture.alt = `Image ${row.path}`; }
   else picture.classList.add("none");
   made.querySelector("h2").textContent = row.path;
-  made.querySelector(".mass").append(...massLine(row));
+  made.querySelector(".mass").append(...massLine(answer));
   made.querySelector(".flag").textContent = row.flag;
   made.classList.toggle("flagged", Boolean(row.flag));
   if (row.p_axion !== null) {

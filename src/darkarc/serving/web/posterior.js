@@ -24,13 +24,15 @@ export function minus(text) {
   return text.replace("-", "\u2212");
 }
 
-// posterior: {low, high, density}; quantiles: [5, 50, 16, 84, 95 %] by name.
+// posterior: {low, high, density, shown: [from, to], decimals}; quantiles: [5, 50, 16, 84, 95 %] by name.
 export function posteriorFigure(posterior, { q05, q16, q84, q95, median }, unit) {
-  const { low, high, density } = posterior, n = density.length, peak = Math.max(...density);
-  const x = (value) => SIDE + ((value - low) / (high - low)) * (WIDTH - 2 * SIDE);
+  const { low, high, density, decimals } = posterior, n = density.length, peak = Math.max(...density);
+  const [first, last] = posterior.shown;
+  const x = (value) => SIDE + ((value - first) / (last - first)) * (WIDTH - 2 * SIDE);
   const y = (value) => BOTTOM - (value / peak) * (BOTTOM - TOP);
   const edge = (k) => low + ((high - low) * k) / n;
-  const area = (from, to) => {
+  const area = (least, most) => {
+    const from = Math.max(least, first), to = Math.min(most, last);
     const points = [[x(from), BOTTOM]];
     for (let k = 0; k < n; k += 1) {
       const a = Math.max(edge(k), from), b = Math.min(edge(k + 1), to);
@@ -41,18 +43,18 @@ export function posteriorFigure(posterior, { q05, q16, q84, q95, median }, unit)
   };
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
   svg.append(
-    shape("title", {}, `Posterior of ${unit}: median ${median.toFixed(2)}, 68% from ${q16.toFixed(2)} to ${q84.toFixed(2)}`),
+    shape("title", {}, `Posterior of ${unit}: median ${median.toFixed(decimals)}, 68% from ${q16.toFixed(decimals)} to ${q84.toFixed(decimals)}`),
     shape("polygon", { points: area(q05, q95), class: "outer" }),
     shape("polygon", { points: area(q16, q84), class: "inner" }),
     shape("polyline", { points: area(low, high), class: "curve" }),
     shape("line", { x1: x(median), x2: x(median), y1: TOP - 4, y2: BOTTOM, class: "median" }),
-    shape("line", { x1: x(low), x2: x(high), y1: BOTTOM, y2: BOTTOM, class: "axis" }),
+    shape("line", { x1: x(first), x2: x(last), y1: BOTTOM, y2: BOTTOM, class: "axis" }),
   );
-  for (const [value, label] of ticks(low, high)) {
+  for (const [value, label] of ticks(first, last)) {
     svg.append(shape("line", { x1: x(value), x2: x(value), y1: BOTTOM, y2: BOTTOM + 4, class: "axis" }));
     svg.append(shape("text", { x: x(value), y: BOTTOM + 16, class: "tick" }, label));
   }
-  svg.append(shape("text", { x: WIDTH / 2, y: BOTTOM + 31, class: "tick" }, unit));
+  svg.append(shape("text", { x: WIDTH / 2, y: BOTTOM + 31, class: "tick" }, first > low || last < high ? `${unit}   (prior: ${minus(String(low))} to ${minus(String(high))})` : unit));
   return svg;
 }
 
