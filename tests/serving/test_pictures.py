@@ -4,10 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.evaluation.zoom import shown_range, significant_digits
+from darkarc.evaluation.zoom import set_shown_range, shown_range, significant_digits
 from darkarc.models import Posterior
 from darkarc.serving import predict_files
 from darkarc.serving.pictures import Album, picture_name
@@ -53,6 +54,24 @@ def test_a_narrow_posterior_is_enlarged_and_a_wide_one_is_not(posterior):
     low, high = shown_range(narrow, -23.5)
     assert low == -24 and -23.5 + 6 * 0.001 < high < -23.48, "the truth is shown, however far off"
     assert [significant_digits(width) for width in (0.3, 0.05, 0.0021, 0.00034, 0.0)] == [2, 3, 4, 5, 10]
+
+
+def test_an_enlarged_axis_has_all_digits_and_says_what_it_is_of(posterior):
+    axes = Figure().subplots()
+    set_shown_range(axes, posterior)
+    assert axes.get_xlim() == (-24, -22) and "prior" not in axes.get_xlabel()
+    edges = np.linspace(-24, -22, 65537)
+    density = np.exp(-0.5 * ((0.5 * (edges[1:] + edges[:-1]) + 23.4) / 0.0001) ** 2)
+    narrow = Posterior(
+        edges, (density / density.sum() * 32768)[None], np.array([[1.0, 0, 0]]), DEFAULT_TARGET
+    )
+    set_shown_range(axes, narrow)
+    assert axes.get_xlim() == shown_range(narrow)
+    assert axes.get_xlabel().endswith("(prior: \u221224 to \u221222)")
+    axes.figure.draw_without_rendering()
+    assert axes.xaxis.get_offset_text().get_text() == "", "an offset would be read as a mass"
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert len(set(ticks)) == len(ticks) >= 3 and all(tick.startswith("\u221223.") for tick in ticks)
 
 
 def test_predict_draws_them_and_goes_on_after_a_kill(tmp_path, lenses, wary, monkeypatch):

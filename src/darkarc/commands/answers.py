@@ -144,6 +144,7 @@ def combine(
     workers: ExactWorkers = 0,
 ) -> None:
     """Combine many lenses into one posterior of the mass of one particle."""
+    from darkarc.evaluation.zoom import significant_digits
     from darkarc.serving import load
     from darkarc.serving.combine import combine_files, parse_share
 
@@ -159,7 +160,10 @@ def combine(
     )
     low, high = found["interval_68"]
     left_out = f" ({found['n_left_out']} left out)" if found["n_left_out"] else ""
-    said = found["limit"] or f"{found['median']:.3f}, 68% interval {low:.3f} to {high:.3f}"
+    digits = significant_digits(high - low)
+    said = (
+        found["limit"] or f"{found['median']:.{digits}f}, 68% interval {low:.{digits}f} to {high:.{digits}f}"
+    )
     say(f"{out}: log10(m / eV) from {found['n_lenses']} lenses{left_out}: {said}")
     if "notice" in found:
         say(f"  {found['notice']}")

@@ -2,6 +2,11 @@
 
 import math
 
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import MaxNLocator
+
+from darkarc.evaluation.style import axis_label
 from darkarc.models.posterior import Posterior
 
 NARROW = 0.02
@@ -18,6 +23,22 @@ def shown_range(posterior: Posterior, truth: float | None = None) -> tuple[float
     margin, middle = 6 * (high - low), float(posterior.median[0])
     least, most = (middle, middle) if truth is None else (min(middle, truth), max(middle, truth))
     return max(first, least - margin), min(last, most + margin)
+
+
+def set_shown_range(axes: Axes, posterior: Posterior) -> None:
+    """The x axis of a figure of a posterior of length 1: its range, and what it is."""
+    shown = shown_range(posterior)
+    first, last = posterior.edges[0], posterior.edges[-1]
+    axes.set_xlim(*shown)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    whole_numbers(axes.xaxis)
+    prior = f"{first:g} to {last:g}".replace("-", "\u2212")
+    axes.set_xlabel(axis_label(posterior.target) + ("" if shown == (first, last) else f"   (prior: {prior})"))
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks with all of their digits, none as an offset beside the axis."""
+    axis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]  # a ScalarFormatter
 
 
 def significant_digits(width: float) -> int:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from darkarc.evaluation.style import BLACK, BLUE, PAGE_INCHES, SKY, axis_label, new_figure, style, to_png
+from darkarc.evaluation.zoom import set_shown_range, whole_numbers
 from darkarc.models import Population, Posterior
 
 SHOWN = 60
@@ -31,6 +31,7 @@ def _draw(lenses: Posterior, found: Mapping[int, Population]) -> Figure:
     left.set_xscale("log")
     left.set_xlabel("lenses, in the order given")
     left.set_ylabel(axis_label(lenses.target))
+    whole_numbers(left.yaxis)
     left.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
     shown = np.unique(np.linspace(0, len(lenses) - 1, min(SHOWN, len(lenses))).round().astype(int))
     for density in lenses.density[shown]:
@@ -38,10 +39,8 @@ def _draw(lenses: Posterior, found: Mapping[int, Population]) -> Figure:
     last = joint[-1].density[0]
     right.plot(joint[-1].centres, last / last.max(), color=BLACK, label=f"all {number[-1]} lenses")
     right.plot([], [], color=SKY, linewidth=0.8, label="single lenses")
-    right.set_xlabel(axis_label(lenses.target))
+    set_shown_range(right, joint[-1])
     right.set_ylabel("density / its maximum")
-    right.set_xlim(lenses.edges[0], lenses.edges[-1])
-    right.xaxis.set_major_locator(MaxNLocator(4))
     right.set_ylim(0, 1.05)
     right.legend(ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
     return figure

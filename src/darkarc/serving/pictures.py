@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from darkarc.config import CLASSES
@@ -21,13 +20,12 @@ from darkarc.evaluation.style import (
     PAGE_INCHES,
     SKY,
     VERMILLION,
-    axis_label,
     new_figure,
     note,
     style,
     to_png,
 )
-from darkarc.evaluation.zoom import shown_range, significant_digits
+from darkarc.evaluation.zoom import set_shown_range, significant_digits
 from darkarc.models import Posterior
 from darkarc.serving.table import PROBABILITIES, Row
 
@@ -118,17 +116,10 @@ def _posterior(axes: Axes, posterior: Posterior) -> None:
         [median, median], [0, 1.05 * top], color=BLACK, linewidth=0.9, linestyle="--",
         label=f"median {median:.{digits}f}",
     )  # fmt: skip
-    shown = shown_range(posterior)
-    axes.set_xlim(*shown)
+    set_shown_range(axes, posterior)
     axes.set_ylim(0, 1.45 * top)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]  # a ScalarFormatter
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    whole = shown == (edges[0], edges[-1])
-    axes.set_xlabel(
-        axis_label(posterior.target) + ("" if whole else f"   (prior: {edges[0]:g} to {edges[-1]:g})")
-    )
     axes.legend(loc="upper left", ncols=2, fontsize=6.5, columnspacing=1.0, borderaxespad=0.1)
 
 

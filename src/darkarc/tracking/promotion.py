@@ -118,7 +118,7 @@ def decide(
     low, high = mean_difference_interval(ours - theirs)
     facts = (
         f"mean absolute error {ours.mean():.4f} against {theirs.mean():.4f}, "
-        f"95% interval of the difference [{low:+.4f}, {high:+.4f}]"
+        f"95% interval of the difference [{low:+.2g}, {high:+.2g}]"
     )
     if high < 0:
         return Decision(True, f"better: {facts}; coverage within the gates")
