@@ -19,7 +19,9 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal", "local"])
 def test_it_changes_the_answers_and_survives_saving(store, tmp_path, method):
-    settings = config.parse({"model": {"recalibration": method, "width": 0.5, "bins": 32}})
+    settings = config.parse(
+        {"model": {"recalibration": method, "width": 0.5, "bins": 32, "smooth_bins": False}}
+    )
     torch.manual_seed(0)
     regressor = new_regressor(settings, store)
     torch.nn.init.normal_(regressor.target_layer.bias, std=4.0)  # overconfident nonsense

@@ -63,6 +63,11 @@ class ModelConfig(Section):
     free_bins: int = Field(
         0, ge=0, le=4096, description="head: binned: free probabilities, each of equally many bins; 0: all"
     )
+    smooth_bins: bool = Field(
+        True,
+        description="head: binned: before a recalibration or a vortex_fit, smooth its bins as the "
+        "calibration split says",
+    )
     recalibration: Literal["none", "temperature", "isotonic", "conformal", "local"] = Field(
         "local", description="how the calibration split mends the widths of the posteriors"
     )

@@ -1,6 +1,6 @@
 """After training: the calibration split, which training never saw, mends the widths of the posteriors."""
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 
@@ -10,16 +10,17 @@ from darkarc.data.store import Store
 from darkarc.models import Grid, Recalibration, Regressor
 from darkarc.training.fit_vortex import fit_vortex
 from darkarc.training.objectives import VALIDATION_BATCH
+from darkarc.training.smooth_bins import smooth_bins
 
 LEAST_IMAGES = 30
 """With fewer truths a target keeps its own widths: the correction would be mostly chance."""
 
 
 def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[str, float]:
-    """Fit the vortex's weight and `model.recalibration` of every target on the calibration split.
+    """On the calibration split: smooth the bins, fit the vortex's weight and `model.recalibration`.
 
-    Returns what to log: `recalibration/n` images used, `recalibration/temperature` of the first target, and
-    `vortex_fit/gain_nats` with `model.vortex_fit`.
+    Returns what to log: `recalibration/n` images used, `recalibration/temperature` of the first target,
+    `smooth_bins/gain_nats` with `model.smooth_bins` and `vortex_fit/gain_nats` with `model.vortex_fit`.
     Raises `BatchError` if there is no calibration split.
     """
     if config.model.recalibration == "none" and regressor.vortex_fit is None:
@@ -28,11 +29,15 @@ def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[s
     source = ImageSource(
         prepared, "calibration", config.targets, memory_gb=config.data.memory_gb, device=device
     )
-    seen = _seen(regressor, source)
-    logits = regressor.network_logits(seen.outputs)
+    features = _features(regressor, source)
     logged: dict[str, float] = {}
+    if config.model.smooth_bins:
+        gain = smooth_bins(regressor, features, source.truth)
+        logged |= {} if gain is None else {"smooth_bins/gain_nats": gain}
+    with torch.inference_mode():
+        logits = regressor.network_logits(regressor.answers(features)[0])
     if regressor.vortex_fit is not None:
-        logged["vortex_fit/gain_nats"] = fit_vortex(regressor, source, seen.features, logits)
+        logged["vortex_fit/gain_nats"] = fit_vortex(regressor, source, features, logits)
     for t, (grid, item) in enumerate(zip(regressor.grids, regressor.recalibrations, strict=True)):
         grid, recalibration = cast(Grid, grid), cast(Recalibration, item)
         known = source.truth[:, t].isfinite()
@@ -46,19 +51,9 @@ def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[s
     }
 
 
-class _Seen(NamedTuple):
-    """Of a whole split: features (N, F), and the heads' numbers (N, T, n_outputs)."""
-
-    features: torch.Tensor
-    outputs: torch.Tensor
-
-
 @torch.inference_mode()
-def _seen(regressor: Regressor, source: ImageSource) -> _Seen:
+def _features(regressor: Regressor, source: ImageSource) -> torch.Tensor:
+    """(N, F) of a whole split."""
     regressor.eval()
-    parts = []
-    for indices in torch.arange(len(source), device=source.device).split(VALIDATION_BATCH):
-        features = regressor.features(source.batch(indices).images)
-        parts.append((features, regressor.answers(features)[0]))
-    features, outputs = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Seen(features, outputs)
+    parts = torch.arange(len(source), device=source.device).split(VALIDATION_BATCH)
+    return torch.cat([regressor.features(source.batch(indices).images) for indices in parts])

@@ -1,0 +1,145 @@
+"""Bins that learned the chance of their own few images are smoothed, and nothing else is."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from darkarc import config
+from darkarc.models.ensemble import Ensemble
+from darkarc.training import new_regressor
+from darkarc.training.recalibrate import recalibrate
+from darkarc.training.smooth_bins import fitted_smoother, smooth_bins, smoother
+from tests.training.conftest import write_prepared
+
+BINS = 256
+
+
+def nll(logits: Tensor, share: Tensor) -> Tensor:
+    """(N,) in nats, of the true bin."""
+    own = (share * logits.shape[1]).long().clamp(max=logits.shape[1] - 1)
+    return -logits.log_softmax(dim=1).gather(1, own[:, None]).squeeze(1)
+
+
+def normal_logits(n: int, width: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Exact posteriors (N, K) of a place between 0 and 1 that was measured to `width`, and the places."""
+    rng = np.random.default_rng(seed)
+    share = rng.uniform(size=n)
+    seen = share + width * rng.normal(size=n)
+    centres = (np.arange(BINS) + 0.5) / BINS
+    logits = -0.5 * ((centres - seen[:, None]) / width) ** 2
+    return torch.from_numpy(logits), torch.from_numpy(share)
+
+
+def comb(size: float) -> Tensor:
+    return torch.from_numpy(size * np.random.default_rng(9).normal(size=BINS))
+
+
+@pytest.mark.parametrize("widths", [0.4, 1.0, 7.3, "varied"])
+def test_quadratic_functions_stay_as_they_are(widths):
+    rows = np.arange(64)
+    given = np.linspace(0.4, 20, 64) if widths == "varied" else np.full(64, widths)
+    matrix = smoother(rows, given, 64)
+    x = torch.arange(64, dtype=torch.float64) / 64
+    for function in (torch.ones_like(x), x, 3 - 2 * x + 5 * x**2):
+        torch.testing.assert_close(matrix @ function, function, rtol=0, atol=1e-9)
+
+
+def test_the_narrowest_kernel_changes_nothing_and_a_wide_one_averages():
+    rows = np.arange(BINS)
+    identity = torch.eye(BINS, dtype=torch.float64)
+    torch.testing.assert_close(smoother(rows, np.full(BINS, 0.4), BINS), identity, rtol=0, atol=1e-12)
+    wide = smoother(rows, np.full(BINS, 8.0), BINS)
+    # What is left of the variance of noise: that of the kernel (3 - u^2) phi(u) / 2, 27 / (32 sqrt(pi)).
+    left = (wide**2).sum(dim=1)[32:-32]
+    torch.testing.assert_close(left, torch.full_like(left, 27 / (32 * np.sqrt(np.pi)) / 8), rtol=0.02, atol=0)
+
+
+def test_a_comb_is_taken_away_and_many_lenses_agree_on_the_truth():
+    logits, share = normal_logits(3_000, 0.05, 1)
+    jagged = logits + comb(0.3)
+    matrix, gain = fitted_smoother(jagged, share)
+    fresh, places = normal_logits(3_000, 0.05, 2)
+    loss = [nll(x, places).mean() for x in (fresh, fresh + comb(0.3), (fresh + comb(0.3)) @ matrix.T)]
+    assert gain > 0.02
+    assert loss[2] - loss[0] < 0.2 * (loss[1] - loss[0]), "most of what the comb cost"
+    near = (places - 0.41).abs().argsort()[:60]
+    summed = [(fresh[near] + comb(0.3)).sum(dim=0), ((fresh[near] + comb(0.3)) @ matrix.T).sum(dim=0)]
+    exact = fresh[near].sum(dim=0).argmax()
+    off = [abs(int(total.argmax() - exact)) for total in summed]
+    assert off[1] <= 1 and off[1] <= off[0], "the product of sixty is no comb"
+
+
+def test_sharp_posteriors_are_not_smeared():
+    """Narrower than two bins on one side, wide on the other, where neighbours differ by chance alone."""
+    sharp, share = normal_logits(5_000, 0.006, 3)
+    wide, _ = normal_logits(5_000, 0.006, 3)
+    wide = wide / 8**2
+    place = torch.arange(BINS) / BINS
+    logits = torch.where(share[:, None] < 0.5, sharp, wide).clamp_min(-14) + comb(0.3) * (place > 0.5)
+    matrix, _ = fitted_smoother(logits, share)
+    assert float((matrix**2).sum(dim=1)[180:235].max()) < 0.15, "the wide ones are; the identity has 1"
+    light = share < 0.4
+    worse = nll(logits[light] @ matrix.T, share[light]).mean() - nll(logits[light], share[light]).mean()
+    assert float(worse) < 0.01
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write_prepared(tmp_path / "prepared", splits={"train": 60, "validation": 20, "calibration": 200})
+
+
+def jagged(settings, store, seed=0):
+    torch.manual_seed(seed)
+    regressor = new_regressor(settings, store).eval()
+    torch.nn.init.normal_(regressor.target_layer.weight, std=0.05)
+    torch.nn.init.normal_(regressor.target_layer.bias, std=0.5)
+    return regressor
+
+
+def roughness(density: np.ndarray) -> float:
+    return float(np.abs(np.diff(np.log(density), n=2)).mean())
+
+
+def test_the_last_layer_is_smoothed_and_the_answer_with_it(store):
+    settings = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "bins": 64}})
+    regressor = jagged(settings, store)
+    images = store.images(slice(0, 8))
+    before = regressor.predict(images).density
+    names = {name: value.clone() for name, value in regressor.state_dict().items()}
+    logged = recalibrate(settings, regressor, store)
+    after = regressor.predict(images).density
+    assert logged["smooth_bins/gain_nats"] > 0.05
+    assert roughness(after) < 0.3 * roughness(before)
+    changed = {name for name, value in regressor.state_dict().items() if not torch.equal(value, names[name])}
+    assert changed == {"target_layer.weight", "target_layer.bias", "recalibrations.0.temperature"}
+
+
+def test_it_can_be_switched_off_and_other_heads_are_smooth_already(store):
+    off = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "smooth_bins": False}})
+    regressor = jagged(off, store)
+    kept = regressor.target_layer.weight.clone()
+    assert "smooth_bins/gain_nats" not in recalibrate(off, regressor, store)
+    assert torch.equal(regressor.target_layer.weight, kept)
+    other = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "head": "mixture"}})
+    assert "smooth_bins/gain_nats" not in recalibrate(other, jagged(other, store), store)
+
+
+def test_too_few_truths_leave_the_bins_alone(store):
+    settings = config.parse({"model": {"width": 0.5, "bins": 64}})
+    regressor = jagged(settings, store)
+    kept = regressor.target_layer.weight.clone()
+    truth = torch.full((40, 1), torch.nan)
+    truth[:10] = -23.0
+    assert smooth_bins(regressor, torch.randn(40, regressor.n_features), truth) is None
+    assert torch.equal(regressor.target_layer.weight, kept)
+
+
+def test_each_member_of_an_ensemble_is_smoothed(store):
+    settings = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "bins": 64}})
+    ensemble = Ensemble.of([jagged(settings, store, seed) for seed in (0, 1)])
+    before = [member.target_layer.bias.detach().clone() for member in ensemble.members]
+    assert recalibrate(settings, ensemble, store)["smooth_bins/gain_nats"] > 0.05
+    for member, bias in zip(ensemble.members, before, strict=True):
+        now = member.target_layer.bias.detach()
+        assert float(now.diff().abs().mean()) < 0.3 * float(bias.diff().abs().mean())
