@@ -13,6 +13,8 @@ from darkarc.training.smooth_bins import fitted_smoother, smooth_bins, smoother
 from tests.training.conftest import write_prepared
 
 BINS = 256
+WIDTH = 0.05
+"""Of the prior, to which `measured` tells a place."""
 
 
 def nll(logits: Tensor, share: Tensor) -> Tensor:
@@ -90,29 +92,69 @@ def store(tmp_path):
 
 
 def jagged(settings, store, seed=0):
+    """A regressor whose first feature, once `measured`, gives normal posteriors with a comb on them."""
     torch.manual_seed(seed)
     regressor = new_regressor(settings, store).eval()
-    torch.nn.init.normal_(regressor.target_layer.weight, std=0.05)
-    torch.nn.init.normal_(regressor.target_layer.bias, std=0.5)
+    layer = regressor.target_layer
+    with torch.no_grad():
+        places = (torch.arange(layer.out_features) + 0.5) / layer.out_features
+        layer.weight.zero_()
+        layer.weight[:, 0] = places / WIDTH
+        layer.bias.copy_(-0.5 * (places / WIDTH) ** 2 + 0.3 * torch.randn(layer.out_features))
     return regressor
 
 
-def roughness(density: np.ndarray) -> float:
-    return float(np.abs(np.diff(np.log(density), n=2)).mean())
+def measured(regressor, n=2_000):
+    """Features (n, F) that measure where the truths (n, 1) lie, to `WIDTH` of the prior."""
+    rng = np.random.default_rng(4)
+    share = torch.from_numpy(rng.uniform(size=n)).float()
+    features = torch.zeros(n, regressor.n_features)
+    for column in range(
+        0, regressor.n_features, features.shape[1] // len(getattr(regressor, "members", [0]))
+    ):
+        features[:, column] = (share + WIDTH * torch.from_numpy(rng.normal(size=n)).float()) / WIDTH
+    return features, (-24 + 2 * share)[:, None]
 
 
-def test_the_last_layer_is_smoothed_and_the_answer_with_it(store):
+def roughness(values: Tensor) -> float:
+    return float(values.detach().double().diff(n=2).abs().mean())
+
+
+def test_the_last_layer_is_smoothed_and_nothing_else(store):
+    settings = config.parse({"model": {"recalibration": "local", "width": 0.5, "bins": BINS}})
+    regressor = jagged(settings, store)
+    names = {name: value.clone() for name, value in regressor.state_dict().items()}
+    features, truth = measured(regressor)
+    before = regressor.network_logits(regressor.answers(features)[0])[0].detach()
+    gain = smooth_bins(regressor, features, truth)
+    after = regressor.network_logits(regressor.answers(features)[0])[0].detach()
+    share = (truth[:, 0].double() + 24) / 2
+    gained = float((nll(before, share) - nll(after, share)).mean())
+    assert gained > 0.02 and gain == pytest.approx(gained, abs=5e-3)
+    assert roughness(after) < 0.1 * roughness(before)
+    changed = {name for name, value in regressor.state_dict().items() if not torch.equal(value, names[name])}
+    assert changed == {"target_layer.weight", "target_layer.bias"}
+
+
+def test_the_kernel_suits_the_temperature_that_comes_next(store):
+    """A network whose posteriors are twice too wide: its comb stands out once they are recalibrated."""
+    settings = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "bins": BINS}})
+    regressor = jagged(settings, store)
+    features, truth = measured(regressor)
+    with torch.no_grad():
+        regressor.target_layer.weight /= 4
+        regressor.target_layer.bias /= 4
+    sharp = smooth_bins(regressor, features, truth)
+    assert sharp == pytest.approx(smooth_bins(jagged(settings, store), features, truth), rel=0.1)
+
+
+def test_recalibration_begins_with_it(store):
     settings = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "bins": 64}})
     regressor = jagged(settings, store)
-    images = store.images(slice(0, 8))
-    before = regressor.predict(images).density
-    names = {name: value.clone() for name, value in regressor.state_dict().items()}
+    rough = roughness(regressor.target_layer.bias)
     logged = recalibrate(settings, regressor, store)
-    after = regressor.predict(images).density
-    assert logged["smooth_bins/gain_nats"] > 0.05
-    assert roughness(after) < 0.3 * roughness(before)
-    changed = {name for name, value in regressor.state_dict().items() if not torch.equal(value, names[name])}
-    assert changed == {"target_layer.weight", "target_layer.bias", "recalibrations.0.temperature"}
+    assert "smooth_bins/gain_nats" in logged and logged["recalibration/temperature"] != 1
+    assert roughness(regressor.target_layer.bias) < 0.5 * rough
 
 
 def test_it_can_be_switched_off_and_other_heads_are_smooth_already(store):
@@ -136,10 +178,9 @@ def test_too_few_truths_leave_the_bins_alone(store):
 
 
 def test_each_member_of_an_ensemble_is_smoothed(store):
-    settings = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "bins": 64}})
+    settings = config.parse({"model": {"recalibration": "temperature", "width": 0.5, "bins": BINS}})
     ensemble = Ensemble.of([jagged(settings, store, seed) for seed in (0, 1)])
-    before = [member.target_layer.bias.detach().clone() for member in ensemble.members]
-    assert recalibrate(settings, ensemble, store)["smooth_bins/gain_nats"] > 0.05
-    for member, bias in zip(ensemble.members, before, strict=True):
-        now = member.target_layer.bias.detach()
-        assert float(now.diff().abs().mean()) < 0.3 * float(bias.diff().abs().mean())
+    rough = [roughness(member.target_layer.bias) for member in ensemble.members]
+    assert smooth_bins(ensemble, *measured(ensemble)) > 0.02
+    for member, before in zip(ensemble.members, rough, strict=True):
+        assert roughness(member.target_layer.bias) < 0.1 * before

@@ -55,7 +55,7 @@ class Recalibration(nn.Module):
         self.register_buffer("knots", _knots().float(), persistent=False)
 
     def forward(self, logits: Tensor) -> Tensor:
-        probability = self._tempered(logits).softmax(dim=1)
+        probability = self.tempered(logits).softmax(dim=1)
         if self.method not in MAPS:
             return probability
         if self.method == "local":
@@ -64,7 +64,8 @@ class Recalibration(nn.Module):
             )
         return self._mapped(probability, self.levels[None])
 
-    def _tempered(self, logits: Tensor) -> Tensor:
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits (B, K) over the temperature, without the map."""
         if self.method != "local":
             return logits / self.temperature
         weights = _place_weights(logits, len(self.coldness))
@@ -109,7 +110,7 @@ class Recalibration(nn.Module):
             n_places, n_maps = (MANY_PLACES, MANY_MAP_PLACES) if many else (PLACES, MAP_PLACES)
             self.coldness = _best_coldness(logits, bins, 1 / temperature, n_places).to(self.coldness)
             self.levels = self.knots.repeat(n_maps, 1)
-        probability = self._tempered(logits).softmax(dim=1)
+        probability = self.tempered(logits).softmax(dim=1)
         above = probability.gather(1, bins) * (1 - (place[:, None] - bins))
         pit = (probability.cumsum(dim=1).gather(1, bins) - above).squeeze(1).clamp(0, 1)
         if self.method == "isotonic":

@@ -6,8 +6,9 @@ regressor's posteriors share it, and the product of a hundred is a comb. So the 
 the bins by local quadratic regression with a normal kernel (Fan & Gijbels 1996, Local Polynomial
 Modelling), which leaves a normal density as it is, at the ends of the prior as well. How wide, at a few
 places of the prior, the calibration split says: the widest kernel whose negative log-likelihood is within
-one standard error of the best one's (Breiman et al. 1984, section 3.4.3). Smoothing is linear, so it is done
-to the weights of the last layer, and an answer costs nothing more.
+one standard error of the best one's (Breiman et al. 1984, section 3.4.3), at the temperature that a
+recalibration will give the logits. Smoothing is linear, so it is done to the weights of the last layer, and
+an answer costs nothing more.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkarc.models import Grid, Regressor
+from darkarc.models import Grid, Recalibration, Regressor
 from darkarc.models.heads import BinnedHead
 
 LEAST_IMAGES = 30
@@ -53,11 +54,23 @@ def smooth_bins(regressor: Regressor, features: Tensor, truth: Tensor) -> float 
             if int(known.sum()) < LEAST_IMAGES:
                 continue
             share = (truth[known, t].double() - grid.low) / (grid.width * grid.bins)
-            matrix, gain = fitted_smoother(outputs[known, t], share)
+            logits = outputs[known, t]
+            if single is regressor and regressor.vortex_fit is None:
+                # What comes next acts on a mixture otherwise, and these logits stay as they are.
+                recalibration = cast(Recalibration, regressor.recalibrations[t])
+                logits = tempered(logits, share, recalibration.method)
+            matrix, gain = fitted_smoother(logits, share)
             _apply(single, t, matrix)
             if t == 0:
                 gains.append(gain)
     return float(np.mean(gains)) if gains else None
+
+
+def tempered(logits: Tensor, share: Tensor, method: str) -> Tensor:
+    """Logits (N, K) times the inverse temperature that `model.recalibration` would give each image now."""
+    recalibration = Recalibration(method).to(logits.device)
+    recalibration.fit(logits, share * logits.shape[1])
+    return recalibration.tempered(logits)
 
 
 def fitted_smoother(logits: Tensor, share: Tensor) -> tuple[Tensor, float]:
