@@ -121,7 +121,7 @@ def roughness(values: Tensor) -> float:
 
 
 def test_the_last_layer_is_smoothed_and_nothing_else(store):
-    settings = config.parse({"model": {"recalibration": "local", "width": 0.5, "bins": BINS}})
+    settings = config.parse({"model": {"recalibration": "none", "width": 0.5, "bins": BINS}})
     regressor = jagged(settings, store)
     names = {name: value.clone() for name, value in regressor.state_dict().items()}
     features, truth = measured(regressor)
