@@ -100,6 +100,7 @@ def jagged(settings, store, seed=0):
         places = (torch.arange(layer.out_features) + 0.5) / layer.out_features
         layer.weight.zero_()
         layer.weight[:, 0] = places / WIDTH
+        layer.weight[:, 1] = torch.randn(layer.out_features)
         layer.bias.copy_(-0.5 * (places / WIDTH) ** 2 + 0.3 * torch.randn(layer.out_features))
     return regressor
 
@@ -134,6 +135,8 @@ def test_the_last_layer_is_smoothed_and_nothing_else(store):
     assert roughness(after) < 0.1 * roughness(before)
     changed = {name for name, value in regressor.state_dict().items() if not torch.equal(value, names[name])}
     assert changed == {"target_layer.weight", "target_layer.bias"}
+    jitter = regressor.target_layer.weight[:, 1], names["target_layer.weight"][:, 1]
+    assert roughness(jitter[0]) < 0.1 * roughness(jitter[1])
 
 
 def test_the_kernel_suits_the_temperature_that_comes_next(store):
