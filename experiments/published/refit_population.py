@@ -2,7 +2,7 @@
 
     python experiments/published/refit_population.py models/*.onnx
 
-For files exported before the correlation depended on the mass. 21 x 260 lenses of the file's own preset and
+For files exported before the correlation depended on the mass. 41 x 133 lenses of the file's own preset and
 noise are simulated and answered: minutes a file. The file is replaced only when all is done.
 """
 
@@ -45,7 +45,7 @@ def refit(path: Path, lenses: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--lenses", type=int, default=MOST_LENSES, help="at each of 21 masses, at least 30")
+    parser.add_argument("--lenses", type=int, default=MOST_LENSES, help="at each of 41 masses, at least 30")
     parser.add_argument("--seed", type=int, default=2**40)
     args = parser.parse_args()
     if args.lenses < 30:

@@ -47,7 +47,7 @@ def test_where_the_form_is_known_lenses_of_single_masses_are_simulated(tmp_path,
             "simulate": {
                 "preset": "model_iii",
                 "noise": "published",
-                "n_axion": 100,
+                "n_axion": 200,
                 "n_cdm": 4,
                 "n_no_sub": 4,
             },

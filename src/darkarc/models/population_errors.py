@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 KEY = "population"
 """Entry of a regressor's statistics that holds what is known about its populations."""
 SIZES = (3, 10, 30, 100)
-POPULATIONS = 100
+POPULATIONS = 400
 """Of each size, in all."""
 WINDOW_DEX = 0.15
 """Lenses of one population differ from its mass by this at most, where their masses differ at all."""

@@ -14,8 +14,8 @@ from darkarc.models import Ensemble, Posterior, Regressor
 from darkarc.models.population_errors import KEY, fit_correlation, fit_correlations_of_pools
 from darkarc.simulation import draw_scenes, get_preset, render
 
-MASSES = 21
-MOST_LENSES, LEAST_LENSES = 260, 60
+MASSES = 41
+MOST_LENSES, LEAST_LENSES = 133, 30
 """Simulated at each mass: as many in all as there are axion images in training, within these."""
 MOST_IMAGES = 4000
 """Of the calibration split: more would not make the correlation any better known."""
