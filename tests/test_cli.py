@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.text import Text
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from darkarc import cli
@@ -54,6 +56,13 @@ def test_each_verb_has_help_with_an_example(verb):
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
     assert f"Example: darkarc {verb}" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_word_of_the_help_is_taken_for_markup(verb):
+    for parameter in get_command(app).commands[verb].params:
+        said = getattr(parameter, "help", None) or ""
+        assert Text.from_markup(said).plain == said
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():

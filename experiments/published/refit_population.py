@@ -2,8 +2,9 @@
 
     python experiments/published/refit_population.py models/*.onnx
 
-For files exported before the correlation depended on the mass. 41 x 133 lenses of the file's own preset and
-noise are simulated and answered: minutes a file. The file is replaced only when all is done.
+For files exported before the correlation depended on the mass, or with one learned at 21 masses. 41 x 133
+lenses of the file's own preset and noise are simulated and answered: minutes a file. The file is replaced
+only when all is done.
 """
 
 import argparse

@@ -57,6 +57,8 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
             {"space": {"model.recalibration": {"choice": ["none", "local"]}}},
             "it mends a model that is trained",
         ),
+        ({"space": {"model.smooth_bins": {"choice": [True, False]}}}, "it mends a model that is trained"),
+        ({"space": {"model.vortex_fit": {"choice": [True, False]}}}, "its weight is fitted to a model"),
         ({"space": {"train.epochs": {"uniform": [2, 1]}}}, r"found \[2, 1\]"),
         ({"points": [{"model.width": 1.0}]}, r"points\[0\]: model.width is not in the space"),
         ({"points": [{"model.dropout": 0.7}]}, r"points\[0\]: model.dropout: 0.7 is outside"),

@@ -25,7 +25,9 @@ from darkarc.commands._app import (
 Exact = Annotated[
     bool,
     typer.Option(
-        "--exact", help="The simulator's own likelihood: a second or more a lens; instrument's noise only."
+        "--exact",
+        help="The simulator's own likelihood: a second or two a lens, Model I's 6 to 12; for images with the "
+        "instrument's noise, and Model I's published ones.",
     ),
 ]
 ExactWorkers = Annotated[int, typer.Option("--workers", min=0, help="Processes for --exact; 0: one a core.")]
@@ -63,7 +65,7 @@ def register(
 def export(
     out: Annotated[Path, typer.Option(help="The folder for model.onnx and its model card.")] = EXPORTED,
     alias: Annotated[
-        str | None, typer.Option(help="Which version [default: champion, else challenger].")
+        str | None, typer.Option(help="Which version (default: champion, else challenger).")
     ] = None,
     prepared: Annotated[
         Path, typer.Option(help="The prepared store whose test split judges export.variants.")
@@ -88,7 +90,7 @@ def predict(
     ] = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at once.")] = 64,
     target: Annotated[
-        str | None, typer.Option(help="What to answer [default: log10_axion_mass_ev, or the only one].")
+        str | None, typer.Option(help="What to answer (default: log10_axion_mass_ev, or the only one).")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a killed call of the same kind stopped.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
@@ -132,7 +134,7 @@ def combine(
         typer.Option(
             metavar="SHARE",
             help="Of these lenses, those that are axion-like: a number up to 1, `unknown` (integrated out) "
-            "or `trained` (as in training) [default: unknown, where the regressor knows its training].",
+            "or `trained`, as in training (default: unknown, where the regressor knows its training).",
         ),
     ] = None,
     keep_flagged: Annotated[

@@ -15,7 +15,7 @@ from darkarc.commands._app import PARAMS, PREPARED, REPORTS, Overrides, Params, 
 def simulate(
     out: Annotated[
         Path | None,
-        typer.Option(help="The store to write [default: data/simulated, or data/online by data.source]"),
+        typer.Option(help="The store to write (default: data/simulated, or data/online by data.source)"),
     ] = None,
     params: Params = PARAMS,
     overrides: Overrides = None,
@@ -38,11 +38,11 @@ def simulate(
 def ingest(
     source: Annotated[
         str | None,
-        typer.Argument(help="Folder or .tgz of DeepLense files [default: data.path of the parameters]"),
+        typer.Argument(help="Folder or .tgz of DeepLense files (default: data.path of the parameters)"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The store to write.")] = Path("data/deeplense"),
     on_bad: Annotated[
-        str | None, typer.Option(help="stop or skip, at a bad file [default: ingest.on_bad]")
+        str | None, typer.Option(help="stop or skip, at a bad file (default: ingest.on_bad)")
     ] = None,
     params: Params = PARAMS,
     overrides: Overrides = None,
@@ -69,7 +69,7 @@ def ingest(
 def prepare(
     raw: Annotated[
         Path | None,
-        typer.Option(help="The raw store [default: data/simulated, online or deeplense, by data.source]"),
+        typer.Option(help="The raw store (default: data/simulated, online or deeplense, by data.source)"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The prepared store to write.")] = PREPARED,
     reports: Annotated[Path, typer.Option(help="Where the contact sheet and the counts go.")] = REPORTS,

@@ -28,7 +28,7 @@ from darkarc.commands._app import (
 
 @verb("darkarc tune experiments/bayesian.yaml --resume")
 def tune(
-    study: Annotated[Path | None, typer.Argument(help="The study [default: tune.study]")] = None,
+    study: Annotated[Path | None, typer.Argument(help="The study (default: tune.study)")] = None,
     prepared: Annotated[Path, typer.Option(help="The prepared store.")] = PREPARED,
     out: Annotated[Path, typer.Option(help="Where the winner's configuration goes.")] = WINNER,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this study if it was begun.")] = False,

@@ -66,14 +66,14 @@ def serve(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, an .onnx file, or a folder.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1024, max=65535, help="Port to listen on [default: serve.port]")
+        int | None, typer.Option(min=1024, max=65535, help="Port to listen on (default: serve.port)")
     ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A name that it is reached by; may be repeated.")
     ] = None,
     token: Annotated[
         bool | None,
-        typer.Option("--token/--no-token", help="Ask visitors for a token [default: off the loopback]"),
+        typer.Option("--token/--no-token", help="Ask visitors for a token (default: off the loopback)"),
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the token; or set DARKARC_SERVE_TOKEN.")

@@ -35,6 +35,8 @@ NOT_SEARCHED = {
     "train.members": "a trial trains one member; set it in params.yaml for the final training",
     "train.sanity": "no trial checks itself; the final training does",
     "model.recalibration": "it mends a model that is trained, and no trial gets that far",
+    "model.smooth_bins": "it mends a model that is trained, and no trial gets that far",
+    "model.vortex_fit": "its weight is fitted to a model that is trained, and no trial gets that far",
     "model.novelty": "it is fitted to a model that is trained, and no trial gets that far",
 }
 """Keys without effect in a trial, and why."""
