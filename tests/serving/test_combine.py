@@ -85,12 +85,45 @@ def test_flagged_images_are_left_out_unless_asked_for(regressor, population, tmp
         assert json.loads(out.read_text())["n_lenses"] == n
 
 
+def test_what_is_withheld_is_never_asked_about(regressor, population, monkeypatch):
+    """An image far from the training may break the regressor's arithmetic, and must not break the lenses'."""
+    folder, images = population
+    predict, asked = type(regressor).predict, []
+
+    def strict(self, images, **options):
+        assert np.abs(images).max() < 1e6, "asked about an image that is withheld"
+        asked.append(len(images))
+        return predict(self, images, **options)
+
+    np.save(folder / "v_burnt.npy", np.full_like(images[0], 1e30))
+    np.save(folder / "w_empty.npy", np.zeros_like(images[0]))
+    monkeypatch.setattr(type(regressor), "predict", strict)
+    found = read_lenses(regressor, [folder], batch_size=3)
+    assert len(found.names) == N and sum(asked) == N
+    named = {Path(name).name: why for name, why in found.left_out}
+    assert set(named) == {"v_burnt.npy", "w_empty.npy", "x_bright.npy", "y_torn.npy"} and all(named.values())
+
+
+def test_a_regressor_that_knows_axion_lenses_alone_combines_by_default(make_regressor, population, tmp_path):
+    folder, _ = population
+    regressor, out = make_regressor(), tmp_path / "j.json"
+    known = {"axion_share": 1.0, "correlation": 0.1, "n": 700}
+    regressor.spec = replace(regressor.spec, statistics={**regressor.spec.statistics, "population": known})
+    assert combine_files(regressor, [folder], out)["axion_share"]["assumed"] == "trained"
+    assert combine_files(regressor, [folder], out, axion_share=1.0)["n_lenses"] == N
+    for share in ("unknown", 0.5):
+        with pytest.raises(PopulationError, match=r"trained on axion-like images alone.*--axion-share as"):
+            combine_files(regressor, [folder], out, axion_share=share)
+
+
 def test_no_lens_and_wrong_shares_are_refused(regressor, tmp_path):
     (tmp_path / "torn.npy").write_bytes(b"no")
     with pytest.raises(PopulationError, match=r"no usable lens.*torn\.npy"):
         combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.json")
     with pytest.raises(PopulationError, match="does not know the share"):
         combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.json", axion_share="unknown")
+    with pytest.raises(PopulationError, match=r"j\.png: expected a file that ends in \.json"):
+        combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.png")
     for text in ("0", "1.5", "many"):
         with pytest.raises(PopulationError, match=r"a number in \(0, 1\], unknown or trained"):
             parse_share(text)

@@ -227,6 +227,17 @@ def test_other_weights_than_the_graphs_are_noticed(make_regressor, traced, tmp_p
         export_onnx(broken, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("part", ["density", "median", "quantiles", "class_probability", "novelty"])
+def test_an_answer_that_is_no_number_is_no_match(regressor, part):
+    images = torch.from_numpy(trial_images(regressor.spec))
+    with torch.inference_mode():
+        answer = regressor(images)._replace(novelty=torch.ones(len(images)))
+    assert largest_difference(answer, answer, regressor) < 1e-6
+    broken = getattr(answer, part).clone()
+    broken.view(-1)[-1] = float("nan")
+    assert largest_difference(answer, answer._replace(**{part: broken}), regressor) == float("inf")
+
+
 def test_quantiles_are_compared_by_the_probability_between_them(regressor):
     """Between two far peaks a quantile may move at no cost; elsewhere it may not."""
     images = torch.from_numpy(trial_images(regressor.spec))

@@ -110,8 +110,8 @@ def test_pictures_asked_for_after_a_kill_are_all_there(tmp_path, lenses, wary, m
     folder, out = tmp_path / "pictures", tmp_path / "table.csv"
     append, options = Journal.append, {"batch_size": 2, "gate": 0.0, "progress": False}
 
-    def killed(self, rows):
-        append(self, rows)
+    def killed(self, rows, images):
+        append(self, rows, images)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "append", killed)

@@ -162,11 +162,11 @@ def killed_after(monkeypatch):
     def arrange(batches: int) -> None:
         true_append, done = Journal.append, []
 
-        def append(journal, rows):
+        def append(journal, rows, images):
             if len(done) == batches:
                 raise Killed
             done.append(rows)
-            true_append(journal, rows)
+            true_append(journal, rows, images)
 
         monkeypatch.setattr(Journal, "append", append)
 
@@ -204,7 +204,17 @@ def test_killed_call_goes_on_and_gives_the_undisturbed_table(
     assert not journal.exists()
 
 
-@pytest.mark.parametrize("change", ["other options", "other regressor", "other files", "resume=False"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "other options",
+        "other regressor",
+        "other files",
+        "resume=False",
+        "other lens of that name",
+        "a file mended",
+    ],
+)
 def test_a_journal_of_other_work_is_not_used(
     regressor, make_regressor, lenses, tmp_path, monkeypatch, killed_after, change
 ):
@@ -212,6 +222,8 @@ def test_a_journal_of_other_work_is_not_used(
     folder.mkdir()
     for k in range(6):
         np.save(folder / f"{k}.npy", lenses[k])
+    if change == "a file mended":
+        (folder / "1.npy").write_bytes((folder / "1.npy").read_bytes()[:500])
     killed_after(2)
     with pytest.raises(Killed):
         predict_files(regressor, [folder], out, batch_size=2, progress=False)
@@ -223,6 +235,11 @@ def test_a_journal_of_other_work_is_not_used(
         regressor = make_regressor(seed=1)
     if change == "other files":
         np.save(folder / "00.npy", lenses[7])
+    if change in ("other lens of that name", "a file mended"):
+        # As old as before: what tells is what is in it.
+        times = (folder / "1.npy").stat()
+        np.save(folder / "1.npy", lenses[8])
+        os.utime(folder / "1.npy", ns=(times.st_atime_ns, times.st_mtime_ns))
     if change == "resume=False":
         options["resume"] = False
     summary = predict_files(regressor, [folder], out, **options)
@@ -287,8 +304,9 @@ def test_journal_survives_a_header_cut_short(tmp_path):
     (tmp_path / "o.csv.partial").write_bytes(json.dumps({"a": 1}).encode()[:4])
     with Journal(tmp_path / "o.csv", {"a": 1}, resume=True) as journal:
         assert list(journal.batches()) == []
-        journal.append([dict.fromkeys(COLUMNS, 1)])
-        assert [len(batch) for batch in journal.batches()] == [1]
+        row = dict.fromkeys(COLUMNS, 1)
+        journal.append([row], "digest")
+        assert list(journal.batches()) == [([row], "digest")]
 
 
 def test_an_image_unlike_the_training_gets_no_mass(wary, lenses, tmp_path):

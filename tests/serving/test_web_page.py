@@ -302,6 +302,9 @@ def test_where_a_token_comes_from(tmp_path):
         read_token("127.0.0.1", None, file, {})
     file.chmod(0o600)
     assert read_token("127.0.0.1", None, file, {}) == TOKEN
+    file.write_text("\n")
+    with pytest.raises(ServeError, match="holds no token"):
+        read_token("127.0.0.1", True, file, {})
 
 
 @pytest.fixture

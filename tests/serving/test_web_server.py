@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -243,6 +245,41 @@ def test_a_worker_can_write_no_file_and_has_its_memory(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.split("\n")[:2] == ["no file", "no memory"], done.stdout + done.stderr
     assert not (tmp_path / "file").exists() or (tmp_path / "file").stat().st_size == 0
+
+
+def test_the_log_says_why_an_answer_failed_even_where_it_is_a_file(onnx_path, tmp_path):
+    """A worker can write no file, not even the log that it was given."""
+    (tmp_path / "lens.npy").write_bytes(b"whatever")
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import json, sys\nfrom darkarc.serving.web import worker\n"
+        "def of_file(self, path, name): raise ValueError('no room on the device')\n"
+        "worker.FileAnswers.of_file = of_file\nworker.main(json.loads(sys.argv[-1]))\n"
+    )
+
+    async def scenario() -> dict:
+        limits = ServeConfig(workers=1, waiting=1)
+        pool = WorkerPool(PageServer(str(onnx_path), limits), str(onnx_path))
+        worker = pool._workers[0]
+        worker._command = [sys.executable, str(broken), worker._command[-1]]
+        try:
+            await pool.start()
+            return await pool.ask([Upload("lens.npy", tmp_path / "lens.npy")])
+        finally:
+            await pool.stop()
+
+    log = tmp_path / "log"
+    with log.open("w") as file, contextlib.redirect_stderr(file):
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            answer = asyncio.run(scenario())
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    assert set(answer) == {"files"}
+    assert answer["files"][0]["images"][0]["row"]["flag"].endswith("the server's log says more")
+    assert "darkarc serve: 'lens.npy': ValueError('no room on the device')" in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,16 @@ def roughness(values: Tensor) -> float:
     return float(values.detach().double().diff(n=2).abs().mean())
 
 
+@pytest.mark.parametrize("free_bins", [1, 2, 3, 5])
+@pytest.mark.parametrize("n", [100, 400, 4_600])
+def test_a_handful_of_bins_stays_as_it_is(store, free_bins, n):
+    settings = config.parse({"model": {"width": 0.5, "bins": 120, "free_bins": free_bins}})
+    regressor = jagged(settings, store)
+    before = regressor.target_layer.weight.detach().clone()
+    assert smooth_bins(regressor, *measured(regressor, n)) is None
+    assert torch.equal(before, regressor.target_layer.weight)
+
+
 def test_the_last_layer_is_smoothed_and_nothing_else(store):
     settings = config.parse({"model": {"recalibration": "none", "width": 0.5, "bins": BINS}})
     regressor = jagged(settings, store)

@@ -195,7 +195,8 @@ class LensResidual(nn.Module):
         overlap, power = pooled @ self.coarse.T, self.coarse.square().sum(dim=1)
         if self.counts:
             best = (overlap.clamp_min(0).square() / power).argmax(dim=1)
-            scale = overlap.gather(1, best[:, None]) / power[best][:, None]
+            # At least one count, as in every step that follows: an empty image has a fit, too.
+            scale = (overlap.gather(1, best[:, None]) / power[best][:, None]).clamp_min(1.0)
         else:
             best = (power - 2 * overlap).argmin(dim=1)
             scale = torch.ones_like(overlap[:, :1])

@@ -77,7 +77,7 @@ class Recalibration(nn.Module):
         u = (cumulative / cumulative[:, -1:]).clamp(0, 1)
         reach = math.log((1 + TAIL) / TAIL)
         place = (torch.log((u + TAIL) / (1 - u + TAIL)) / reach + 1) * (KNOTS / 2)
-        k = place.clamp(0, KNOTS - 1).to(torch.int64)
+        k = place.to(torch.int64).clamp(0, KNOTS - 1)  # in this order a nan stays in its own image
         share = (u - self.knots[k]) / (self.knots[k + 1] - self.knots[k])
         levels = levels.expand(k.shape[0], -1)
         low, high = levels.gather(1, k), levels.gather(1, k + 1)

@@ -65,12 +65,17 @@ def read_lenses(
             continue
         images = np.stack([image for _, image in readable])
         seen = reference.judge(images)
+        able = [k for k, verdict in enumerate(seen) if not verdict.withheld]
+        left_out += [(readable[k][0], v.flag) for k, v in enumerate(seen) if v.withheld]
+        if not able:
+            continue
+        readable, seen, images = [readable[k] for k in able], [seen[k] for k in able], images[able]
         posterior = regressor.predict(images, target=DEFAULT_TARGET, batch_size=len(images))
         kept = []
         verdicts = zip(readable, seen, unlikeness(posterior), strict=True)
         for k, ((name, _), pixels, answer) in enumerate(verdicts):
             flag = "; ".join(v.flag for v in (pixels, answer) if v.flag)
-            if pixels.withheld or answer.withheld or (flag and not keep_flagged):
+            if answer.withheld or (flag and not keep_flagged):
                 left_out.append((name, flag))
             else:
                 kept.append(k)
@@ -117,7 +122,8 @@ def combine_files(
     """The joint posterior of the lenses under `paths`; writes `out` (JSON) and its figure, `out` as .png.
 
     axion_share: share of axion-like lenses among these: a number, "unknown" (integrated out), "trained" (as
-        in training). Default: "unknown" where the regressor knows its training share, else "trained".
+        in training). Default: "unknown" where the regressor knows its training share and has learned from
+        other classes, too, else "trained".
 
     exact: multiply posteriors of the simulator's own likelihood (`darkarc.serving.exact`), in so many
         processes (`workers`): they have no errors in common.
@@ -128,13 +134,18 @@ def combine_files(
     """
     from darkarc.serving.combine_figure import combine_figure
 
+    if out.suffix.lower() != ".json":
+        raise PopulationError(f"{out}: expected a file that ends in .json; the figure goes beside it as .png")
     known = regressor.spec.statistics.get(KEY, {})
     trained = known.get("axion_share")
-    share = axion_share if axion_share is not None else (UNKNOWN if trained else "trained")
-    if share == UNKNOWN and not trained:
+    tells = trained is not None and 0 < trained < 1
+    share = axion_share if axion_share is not None else (UNKNOWN if tells else "trained")
+    if share not in ("trained", 1) and not tells:
+        why = "does not know the share of axion-like images in its training"
+        if trained is not None:
+            why = "was trained on axion-like images alone, so its class probabilities tell nothing"
         raise PopulationError(
-            "this regressor does not know the share of axion-like images in its training: give --axion-share "
-            "as a number or as trained, or train it again"
+            f"this regressor {why}: give --axion-share as trained or as 1, or train it on all classes"
         )
     sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers) if exact else None
     lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged, exact=sharp)

@@ -203,8 +203,12 @@ def largest_difference(torch_answer: Prediction, onnx_answer: Prediction, regres
     unit): unlike a bin's probability it does not grow as bins get finer than rounding. That of the novelty
     is relative where it is large: far out it is a sum of large squares.
     A quantile may move along a stretch of almost no probability; what counts there is the probability
-    between the two values, if that is less than the way between them.
+    between the two values, if that is less than the way between them. An answer that is not finite is
+    infinitely different.
     """
+    parts = (part for part in onnx_answer if part is not None)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        return float("inf")
     largest = float((torch_answer.class_probability - onnx_answer.class_probability).abs().max())
     for t, target in enumerate(regressor.targets):
         edges = regressor.edges(target)

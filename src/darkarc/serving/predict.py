@@ -89,7 +89,8 @@ def predict_files(
     target: the column to answer; default: `log10_axion_mass_ev`, or the regressor's only target.
     gate: an image whose probability of the target's class is lower gets no mass.
     batch_size: images in memory at once.
-    resume: go on where a killed call with the same regressor, paths and options stopped.
+    resume: go on where a killed call with the same regressor, paths and options stopped, if the images that
+        it answered are still the same.
     pictures: a folder for a picture of each image that was read, named by its row.
     exact: posteriors of the simulator's own likelihood, in so many processes (`workers`), where a lens of
         the training's form explains the image (`darkarc.serving.exact`).
@@ -123,7 +124,7 @@ def predict_files(
                 # Before the journal: what it has, has its picture.
                 for number, (item, answer) in enumerate(zip(chunk, given, strict=True), summary.n_images):
                     album.add(number, answer.row, item.image, answer.posterior)
-            journal.append(rows)
+            journal.append(rows, images_digest(chunk))
             summary.add(rows)
             advance(len(rows))
         if summary.n_images == 0:
@@ -131,7 +132,7 @@ def predict_files(
             raise PredictError(
                 f"no images under {', '.join(listed) or '(no path)'}: give files, folders or stores"
             )
-        write_table(out, (row for batch in journal.batches() for row in batch))
+        write_table(out, (row for batch, _ in journal.batches() for row in batch))
         journal.remove()
     return summary
 
@@ -281,6 +282,17 @@ def name_of(item: ImageItem) -> str:
     return str(item.path) if item.index is None else f"{item.path}#{item.index}"
 
 
+def images_digest(items: Iterable[ImageItem]) -> str:
+    """BLAKE2b of names, pixels and reasons of images."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        form = None if item.image is None else (item.image.dtype.str, item.image.shape)
+        digest.update(repr((name_of(item), form, item.error)).encode())
+        if item.image is not None:
+            digest.update(np.ascontiguousarray(item.image).tobytes())
+    return digest.hexdigest()
+
+
 def _joined(*flags: str) -> str:
     return "; ".join(flag for flag in flags if flag)
 
@@ -290,9 +302,8 @@ def _after_journal(
 ) -> tuple[Iterator[ImageItem], PredictSummary]:
     """The images that the journal does not hold yet, and what it holds; emptied if it speaks about others."""
     items, summary = iter_images(paths), PredictSummary(out)
-    for batch in journal.batches():
-        names = [printable(name_of(item)) for item in islice(items, len(batch))]
-        if names != [row["path"] for row in batch]:
+    for batch, images in journal.batches():
+        if images_digest(islice(items, len(batch))) != images:
             # Files came, went or changed since: nothing of the journal can be trusted.
             journal.clear()
             return iter_images(paths), PredictSummary(out)

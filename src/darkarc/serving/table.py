@@ -21,6 +21,7 @@ target (for `log10_axion_mass_ev` log10 of eV), and what to know before using th
 ENDINGS = (".csv", ".parquet")
 DECIMALS = 6
 _ROWS_AT_ONCE = 20_000
+_JOURNAL_FORMAT = 2
 
 Row = dict[str, Any]
 
@@ -52,7 +53,7 @@ def check_ending(out: Path) -> None:
 
 
 class Journal:
-    """Rows that are already answered, on disk beside the table, a line a batch.
+    """Rows that are already answered, on disk beside the table, a line a batch with the digest of its images.
 
     The first line holds the `identity` of the work: the same command after a kill finds its batches, another
     one starts over. Used as a context manager; a second process on the same table is refused.
@@ -60,7 +61,7 @@ class Journal:
 
     def __init__(self, out: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
         self.path = out.with_name(f"{out.name}.partial")
-        self._header = json.dumps(dict(identity), sort_keys=True).encode() + b"\n"
+        self._header = json.dumps({"format": _JOURNAL_FORMAT, **identity}, sort_keys=True).encode() + b"\n"
         self._resume = resume
 
     def __enter__(self) -> "Journal":
@@ -91,14 +92,14 @@ class Journal:
         self._file.write(self._header)
         self._sync()
 
-    def append(self, rows: list[Row]) -> None:
-        """Add a batch; it is durable when this returns."""
+    def append(self, rows: list[Row], images: str) -> None:
+        """Add a batch and the digest of its images; it is durable when this returns."""
         self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps([list(row.values()) for row in rows]).encode() + b"\n")
+        self._file.write(json.dumps([images, [list(row.values()) for row in rows]]).encode() + b"\n")
         self._sync()
 
-    def batches(self) -> Iterator[list[Row]]:
-        """Every batch so far, in order, one in memory at a time."""
+    def batches(self) -> Iterator[tuple[list[Row], str]]:
+        """Rows and digest of every batch so far, in order, one in memory at a time."""
         position = len(self._header)
         while True:
             self._file.seek(position)
@@ -106,7 +107,8 @@ class Journal:
             if not line:
                 return
             position = self._file.tell()
-            yield [dict(zip(COLUMNS, values, strict=True)) for values in json.loads(line)]
+            images, rows = json.loads(line)
+            yield [dict(zip(COLUMNS, values, strict=True)) for values in rows], images
 
     def remove(self) -> None:
         """Delete the journal, once the table stands."""

@@ -24,6 +24,8 @@ from darkarc.models.heads import BinnedHead
 
 LEAST_IMAGES = 30
 """With fewer truths a target keeps its bins: the kernel would be mostly chance."""
+LEAST_BINS = 8
+"""With fewer free bins, too: a kernel of one bin would reach over an eighth of the prior."""
 PLACES = ((4_500, 9), (300, 5), (0, 1))
 """So many images, so many places of the prior with a kernel of their own, its logarithm interpolated."""
 NONE = 0.4
@@ -41,7 +43,7 @@ def smooth_bins(regressor: Regressor, features: Tensor, truth: Tensor) -> float 
     """Smooth the last layer of a `binned` head; returns the gain in nats an image, for the first target.
 
     features (N, F) of images that training never saw, truth (N, T) of their targets, NaN where unknown.
-    None if the head is of another kind or too few truths are known.
+    None if the head is of another kind, has too few bins or too few truths are known.
     """
     singles = [cast(Regressor, one) for one in getattr(regressor, "members", [regressor])]
     if not isinstance(singles[0].head, BinnedHead):
@@ -51,7 +53,7 @@ def smooth_bins(regressor: Regressor, features: Tensor, truth: Tensor) -> float 
         outputs = single.answers(own)[0]
         for t, item in enumerate(single.grids):
             grid, known = cast(Grid, item), truth[:, t].isfinite()
-            if int(known.sum()) < LEAST_IMAGES:
+            if int(known.sum()) < LEAST_IMAGES or single.n_outputs < LEAST_BINS:
                 continue
             share = (truth[known, t].double() - grid.low) / (grid.width * grid.bins)
             logits = outputs[known, t]

@@ -71,7 +71,7 @@ def _density(axes: Axes, posterior: Posterior, row: int, truth: float) -> None:
     axes.stairs(density, edges, color=BLUE, linewidth=0.9)
     axes.stairs(density, edges, color=SKY, fill=True, alpha=0.35, linewidth=0)
     low, high = one.interval(0.68)[0]
-    inside = (edges[:-1] >= low) & (edges[1:] <= high)
+    inside = (edges[1:] > low) & (edges[:-1] < high)
     axes.stairs(np.where(inside, density, 0), edges, color=SKY, fill=True, alpha=0.9, linewidth=0)
     axes.axvline(truth, color=VERMILLION, linewidth=1.1)
     first, last = shown_range(one, truth)

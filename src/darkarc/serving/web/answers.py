@@ -109,5 +109,5 @@ def table_text(rows: Sequence[Row], *, header: bool) -> str:
 
 def warm_up(regressor: Regressor | OnnxRegressor) -> None:
     """One answer before the limits: what the libraries set aside at their first use is not a file's fault."""
-    regressor.predict(np.zeros((BATCH, *regressor.shape), np.float32), batch_size=BATCH)
+    regressor.predict(np.ones((BATCH, *regressor.shape), np.float32), batch_size=BATCH)
     png_uri(np.zeros((8, 8), np.float32))

@@ -81,7 +81,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(asked).encode() + b"\n")
             await self._process.stdin.drain()
-            return await self._hear(timeout_s)
+            said = await self._hear(timeout_s)
         except TimeoutError as error:
             await self.end()
             raise Refused(
@@ -96,6 +96,9 @@ class Worker:
             # Its answer would be taken for that of the next request.
             await self.end()
             raise
+        for line in said.pop("log"):
+            print(f"darkarc serve: {line}", file=sys.stderr, flush=True)
+        return said
 
     async def _hear(self, timeout_s: float) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None

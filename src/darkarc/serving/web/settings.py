@@ -77,7 +77,7 @@ def read_token(
     """The token of `file`, or of the variable `DARKARC_SERVE_TOKEN`, else a new one; None if none is wanted.
 
     wanted: None asks for one only outside of the loopback, or where one is given. Raises `ServeError` for a
-    file that others can read.
+    file that others can read, or an empty one.
     """
     if wanted is False:
         return None
@@ -85,7 +85,10 @@ def read_token(
         mode = stat.S_IMODE(file.stat().st_mode)
         if mode & 0o077:
             raise ServeError(f"{file}: others can read it (mode {mode:03o}); run `chmod 600 {file}`")
-        return file.read_text(encoding="utf-8").strip()
+        token = file.read_text(encoding="utf-8").strip()
+        if not token:
+            raise ServeError(f"{file}: holds no token; write one into it, a line of 24 characters or more")
+        return token
     if given := environment.get(TOKEN, "").strip():
         return given
     return None if wanted is None and is_loopback(host) else secrets.token_urlsafe(24)

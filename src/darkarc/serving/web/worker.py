@@ -41,7 +41,7 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def _answer(files: FileAnswers, asked: list[dict[str, str]]) -> dict[str, Any]:
-    answered = []
+    answered, log = [], []
     for upload in asked:
         if upload["reason"]:
             found = refused_file(upload["name"], upload["reason"])
@@ -51,12 +51,13 @@ def _answer(files: FileAnswers, asked: list[dict[str, str]]) -> dict[str, Any]:
             except MemoryError:
                 found = refused_file(upload["name"], MEMORY)
             except Exception as error:
-                print(f"darkarc serve: {upload['name']!r}: {error!r}", file=sys.stderr)
+                # The log may be a file, and this process can write none: the server does.
+                log.append(f"{upload['name']!r}: {error!r}")
                 found = refused_file(upload["name"], "the answer failed; the server's log says more")
         for image in found["images"]:
             image["line"] = table_text([image["row"]], header=False)
         answered.append({"name": upload["name"], **found})
-    return {"files": answered}
+    return {"files": answered, "log": log}
 
 
 def _own_output() -> TextIO:
