@@ -8,7 +8,8 @@ from darkarc import config
 from darkarc.data.batches import BatchError
 from darkarc.models import load_regressor, save_regressor
 from darkarc.training import new_regressor
-from darkarc.training.recalibrate import recalibrate
+from darkarc.training.recalibrate import check_calibration, recalibrate
+from darkarc.training.stage import train_stage
 from tests.training.conftest import write_prepared
 
 
@@ -49,3 +50,41 @@ def test_a_missing_calibration_split_is_named(tmp_path):
     settings = config.parse({"model": {"width": 0.5}})
     with pytest.raises(BatchError, match=r"raise prepare\.calibration"):
         recalibrate(settings, new_regressor(settings, store), store)
+
+
+@pytest.mark.parametrize(
+    ("n", "model", "message"),
+    [
+        (0, {}, r"no samples in the calibration split; raise prepare\.calibration"),
+        (0, {"recalibration": "none", "vortex_fit": True}, "no samples in the calibration split"),
+        (1, {}, r"\(calibration\): no axion sample"),
+        (100, {"vortex_fit": True}, r"expected at least 300 .*found 60: raise prepare\.calibration, or set"),
+    ],
+    ids=["no_split", "no_split_for_the_fit", "no_axion", "few_lenses"],
+)
+def test_a_calibration_that_must_fail_is_named_before_the_training(tmp_path, monkeypatch, n, model, message):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    splits = {"train": 60, "validation": 22, "calibration": n}  # of one image that is cdm
+    store = write_prepared(tmp_path / "prepared", splits=splits, auxiliary=True)
+    settings = config.parse(
+        {
+            "model": {"width": 0.25, "bins": 32, "novelty": "none"} | model,
+            "train": {"epochs": 1, "batch_size": 16, "sanity": False},
+            "tracking": {"system_metrics": False, "patience_s": 0},
+        }
+    )
+    with pytest.raises(BatchError, match=message):
+        train_stage(
+            settings, store.path, out=tmp_path / "trained", run_file=tmp_path / "run.json",
+            history=tmp_path / "history.csv", work=tmp_path / "work", progress=False,
+        )  # fmt: skip
+    assert not (tmp_path / "work").exists(), "something was trained"
+
+
+def test_what_needs_no_calibration_is_trained_without_one(tmp_path):
+    store = write_prepared(tmp_path / "none", splits={"train": 60, "validation": 20})
+    check_calibration(config.parse({"model": {"recalibration": "none"}}), store)
+    enough = write_prepared(
+        tmp_path / "enough", splits={"train": 60, "validation": 20, "calibration": 500}, auxiliary=True
+    )
+    check_calibration(config.parse({"model": {"vortex_fit": True}}), enough)

@@ -4,11 +4,11 @@ from typing import cast
 
 import torch
 
-from darkarc.config import Config
+from darkarc.config import DEFAULT_TARGET, Config
 from darkarc.data.batches import ImageSource
 from darkarc.data.store import Store
 from darkarc.models import Grid, Recalibration, Regressor
-from darkarc.training.fit_vortex import fit_vortex
+from darkarc.training.fit_vortex import fit_vortex, lenses_to_fit
 from darkarc.training.objectives import VALIDATION_BATCH
 from darkarc.training.smooth_bins import smooth_bins
 
@@ -16,14 +16,31 @@ LEAST_IMAGES = 30
 """With fewer truths a target keeps its own widths: the correction would be mostly chance."""
 
 
+def check_calibration(config: Config, prepared: Store) -> None:
+    """Raise now the `BatchError` that `recalibrate` would raise when everything is trained.
+
+    Reads the table of the prepared store and none of its images.
+    """
+    if not _wanted(config):
+        return
+    source = ImageSource(prepared, "calibration", config.targets, memory_gb=0)
+    # A vortex_fit without the axion mass is refused by the regressor, which training makes first.
+    if config.model.vortex_fit and DEFAULT_TARGET in config.targets:
+        lenses_to_fit(source, list(config.targets).index(DEFAULT_TARGET))
+
+
+def _wanted(config: Config) -> bool:
+    return config.model.recalibration != "none" or config.model.vortex_fit
+
+
 def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[str, float]:
     """On the calibration split: smooth the bins, fit the vortex's weight and `model.recalibration`.
 
     Returns what to log: `recalibration/n` images used, `recalibration/temperature` of the first target,
     `smooth_bins/gain_nats` with `model.smooth_bins` and `vortex_fit/gain_nats` with `model.vortex_fit`.
-    Raises `BatchError` if there is no calibration split.
+    Raises `BatchError` if there is no calibration split; before a training `check_calibration` does.
     """
-    if config.model.recalibration == "none" and regressor.vortex_fit is None:
+    if not _wanted(config):
         return {}
     device = next(regressor.parameters()).device
     source = ImageSource(

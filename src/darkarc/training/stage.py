@@ -18,7 +18,7 @@ from darkarc.training.fingerprint import training_digest
 from darkarc.training.fit_novelty import fit_novelty
 from darkarc.training.fit_population import fit_population
 from darkarc.training.members import train_members
-from darkarc.training.recalibrate import recalibrate
+from darkarc.training.recalibrate import check_calibration, recalibrate
 
 WORK = Path(".darkarc/train")
 """Where interrupted trainings wait: outside DVC's outputs, which it deletes before a stage runs."""
@@ -42,9 +42,10 @@ def train_stage(
     configuration and data go on there, in the same MLflow run. It is removed when everything is written.
     `profile` as of `train`; `study`: tags of the run that say which study gave the parameters
     (`darkarc.tuning.winner_tags`). With `tracking.tensorboard` the curves also go to
-    `.darkarc/tensorboard/<run>`. Raises what `train` raises.
+    `.darkarc/tensorboard/<run>`. Raises what `train` raises, and before it what `check_calibration` raises.
     """
     store = Store.open(prepared)
+    check_calibration(config, store)
     folder = work / training_digest(config, store)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     tags = {**(study or {}), **({DVC_TAG: md5} if (md5 := dvc_revision(store.path)) else {})}
