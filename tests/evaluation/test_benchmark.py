@@ -70,6 +70,8 @@ def test_shipped_benchmarks_are_valid(name: str) -> None:
         ({"budget": {}}, "budget: expected either epochs or seconds"),
         ({"budget": {"epochs": 1, "seconds": 3}}, "expected either epochs or seconds"),
         ({"budgett": {}}, "budgett: unknown key; did you mean budget"),
+        ({"seeds": [0, -1]}, r"my.yaml: seeds\.1: .*greater than or equal to 0"),
+        ({"seeds": [0, 2**63]}, r"my.yaml: seeds\.1: .*less than 9223372036854775808"),
         ({"seeds": [1, 1]}, "a seed|seeds: one is listed twice"),
         ({"axes": {"architecture": {}}}, r"axes\.architecture: has no choice"),
         ({"axes": {"architecture": {"one": {}}}}, "needs at least two variants"),

@@ -40,10 +40,14 @@ def test_a_small_calibration_split_stores_the_share_alone(tmp_path):
     assert set(logged) == {"population/axion_share"}
 
 
-def test_where_the_form_is_known_lenses_of_single_masses_are_simulated(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("seed", "drawn_with"), [(0, 2**40), (2**63 - 1, 2**40 - 1)])
+def test_where_the_form_is_known_lenses_of_single_masses_are_simulated(
+    tmp_path, monkeypatch, seed, drawn_with
+):
     monkeypatch.setattr(fit_population_module, "LEAST_LENSES", 3)
     settings = config.parse(
         {
+            "seed": seed,
             "simulate": {
                 "preset": "model_iii",
                 "noise": "published",
@@ -73,7 +77,7 @@ def test_where_the_form_is_known_lenses_of_single_masses_are_simulated(tmp_path,
     middles = low + (np.arange(MASSES) + 0.5) / MASSES * (high - low)
     np.testing.assert_allclose(known["correlation_mass"], middles)
     expected = darkarc.simulate(
-        "model_iii", log10_mass_ev=np.full(lenses, middles[0]), noise="published", seed=settings.seed + 2**40
+        "model_iii", log10_mass_ev=np.full(lenses, middles[0]), noise="published", seed=drawn_with
     )
     assert len(seen) == MASSES and all(len(pool) == lenses for pool in seen)
     np.testing.assert_allclose(seen[0], expected, rtol=1e-4, atol=1e-4 * expected.max())

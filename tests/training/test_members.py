@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from darkarc.evaluation.context import describe_regressor
 from darkarc.models import Ensemble, load_regressor
 from darkarc.tracking import NullTracker
 from darkarc.training.engine import train
@@ -52,6 +53,15 @@ def test_members_are_trainings_with_seeds_of_their_own(tmp_path, settings):
     before = result.regressor.predict(images).density
     recalibrate(config, result.regressor, store)
     assert np.any(result.regressor.predict(images).density != before), "the mixture is recalibrated"
+
+
+def test_after_the_last_seed_comes_the_first(tmp_path, settings):
+    store = write_prepared(tmp_path / "prepared", splits={"train": 32, "validation": 20, "calibration": 20})
+    config = settings(epochs=1, members=2, seed=2**63 - 1)
+    assert [member_config(config, k).seed for k in range(2)] == [2**63 - 1, 0]
+    result = train_members(config, store, workdir=tmp_path / "work", tracker=NullTracker(), progress=False)
+    assert isinstance(result.regressor, Ensemble)
+    assert describe_regressor(config, result.regressor)["Ensemble"] == f"2 members, seeds {2**63 - 1} to 0"
 
 
 def test_the_stage_writes_an_ensemble(tmp_path, settings, monkeypatch):

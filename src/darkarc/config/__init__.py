@@ -13,6 +13,7 @@ from darkarc.config._model import ModelConfig
 from darkarc.config._section import (
     CLASSES,
     DEFAULT_TARGET,
+    SEEDS,
     TARGET_CLASS,
     ConfigError,
     Distances,
@@ -28,6 +29,7 @@ __all__ = [
     "DEFAULT_TARGET",
     "OBJECTIVE_HEADS",
     "SCHEDULABLE",
+    "SEEDS",
     "TARGET_CLASS",
     "Config",
     "ConfigError",

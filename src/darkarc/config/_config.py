@@ -9,14 +9,14 @@ from pydantic import Field, ValidationError, model_validator
 from darkarc.config._answers import EvaluateConfig, ExportConfig, RegisterConfig, ServeConfig, TrackingConfig
 from darkarc.config._data import DataConfig, IngestConfig, PrepareConfig, SimulateConfig
 from darkarc.config._model import ModelConfig
-from darkarc.config._section import DEFAULT_TARGET, TARGET_CLASS, ConfigError, Section
+from darkarc.config._section import DEFAULT_TARGET, SEEDS, TARGET_CLASS, ConfigError, Section
 from darkarc.config._train import OBJECTIVE_HEADS, SCHEDULABLE, TrainConfig, TuneConfig
 
 
 class Config(Section):
     """All of `params.yaml`."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=SEEDS)
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     data: DataConfig = DataConfig()
     simulate: SimulateConfig = SimulateConfig()

@@ -22,6 +22,9 @@ Noise = Literal["none", "published", "physical"]
 
 Distances = Literal["deeplense", "physical"]
 
+SEEDS = 2**63
+"""Seeds are whole numbers from 0 to below this; a seed made from another one is taken modulo it."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from darkarc.config import Config
+from darkarc.config import SEEDS, Config
 from darkarc.data.form import data_form
 from darkarc.data.store import Store
 
@@ -55,9 +55,8 @@ def describe_regressor(config: Config, regressor: object) -> dict[str, str]:
         "Seed": str(config.seed),
     }
     if train.members > 1:
-        facts["Ensemble"] = (
-            f"{train.members} members, seeds {config.seed} to {config.seed + train.members - 1}"
-        )
+        last = (config.seed + train.members - 1) % SEEDS
+        facts["Ensemble"] = f"{train.members} members, seeds {config.seed} to {last}"
     return facts
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
+from darkarc.config import CLASSES, DEFAULT_TARGET, SEEDS, TARGET_CLASS
 from darkarc.data.form import data_form
 from darkarc.data.store import Store
 from darkarc.evaluation.classes import rank_area
@@ -65,7 +65,7 @@ def strange_images(regressor: object, prepared: Store, *, n: int, seed: int) -> 
     judge = _Judge(regressor)
     measured = [judge(ordinary)]
     reference = measured[0]
-    for case in strange_cases(form, n, (seed + SEED_OFFSET) % 2**63):
+    for case in strange_cases(form, n, (seed + SEED_OFFSET) % SEEDS):
         measured.append(judge(case, reference))
     return measured
 

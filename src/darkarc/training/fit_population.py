@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from darkarc.config import DEFAULT_TARGET, TARGET_CLASS, Config
+from darkarc.config import DEFAULT_TARGET, SEEDS, TARGET_CLASS, Config
 from darkarc.data.form import DataForm, data_form
 from darkarc.data.store import Store
 from darkarc.models import Ensemble, Posterior, Regressor
@@ -59,7 +59,7 @@ def _from_simulation(
         DataForm(form.preset, form.noise, form.distances or "deeplense"),
         prior=config.targets[DEFAULT_TARGET],
         lenses=lenses,
-        seed=config.seed + 2**40,
+        seed=(config.seed + 2**40) % SEEDS,
     )
 
 

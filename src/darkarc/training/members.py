@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from darkarc.config import Config
+from darkarc.config import SEEDS, Config
 from darkarc.data.store import Store
 from darkarc.models.ensemble import Ensemble
 from darkarc.tracking.tracker import NullTracker, Tracker
@@ -53,7 +53,7 @@ def train_members(
 def member_config(config: Config, k: int) -> Config:
     """The parameters of member k: a single training with a seed of its own."""
     train_section = config.train.model_copy(update={"members": 1})
-    return config.model_copy(update={"seed": config.seed + k, "train": train_section})
+    return config.model_copy(update={"seed": (config.seed + k) % SEEDS, "train": train_section})
 
 
 class _MemberTracker(NullTracker):

@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from darkarc.config import Config, ConfigError, Section
+from darkarc.config import SEEDS, Config, ConfigError, Section
 from darkarc.tuning.study import Resources, Study, explain, resolve, unknown_names, wrong_key
 
 Setting = bool | int | float | str
@@ -52,7 +52,7 @@ class Benchmark(Section):
         "all", description="every combination, or the first of every axis and what differs from it in one"
     )
     common: Settings = Field({}, description="keys of params.yaml that hold for every run")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field((0, 1, 2), min_length=1)
     cost: Literal["million_parameters", "epoch_seconds", "train_seconds"] = Field(
         "million_parameters", description="what the figure sets the error against"
     )
