@@ -1,6 +1,7 @@
 """`darkarc distill`: a small student learns a teacher's densities, and the two are held side by side."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from darkarc.config import DEFAULT_TARGET, parse
 from darkarc.data.store import Store
 from darkarc.evaluation.predictions import split_rows, true_values
 from darkarc.models import Regressor, load_regressor, save_regressor
+from darkarc.serving import distil
+from darkarc.serving.comparison import Trial, try_out
 from darkarc.serving.distil import MOST_PARAMETERS, DistillError, distill_stage
 from darkarc.tracking import open_client
 from darkarc.training import new_regressor
@@ -67,6 +70,23 @@ def test_the_student_is_trained_and_compared_on_the_test_split(store: Store) -> 
     assert found["n_test"] == known.sum()
     run = json.loads(Path("data/student_run.json").read_text())["run_id"]
     assert open_client().get_run(run).data.params["cfg.train.teacher"] == "data/trained"
+
+
+def test_a_number_that_is_not_finite_is_null(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*asked: Any) -> Trial:
+        return replace(try_out(*asked), nll=float("inf"))  # a truth without any density
+
+    monkeypatch.setattr(distil, "train_stage", lambda *_, **__: None)
+    monkeypatch.setattr(distil, "try_out", lost)
+    config = parse(SETTINGS)
+    save_regressor(new_regressor(config, store), "data/student")
+    distill_stage(
+        config, Path("data/prepared"), teacher=Path("data/trained"), out=Path("data/student"),
+        run_file=Path("data/student_run.json"), reports=Path("reports/student"), progress=False,
+    )  # fmt: skip
+    text = Path("reports/student/distilled.json").read_text()
+    student = json.loads(text, parse_constant=pytest.fail)["student"]
+    assert student["nll"] is None and student["parameters"] == size(load_regressor("data/student"))
 
 
 def test_a_student_of_too_many_parameters_is_refused_before_training(store: Store) -> None:

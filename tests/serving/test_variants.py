@@ -126,12 +126,18 @@ def test_a_faster_variant_that_is_worse_is_refused(onnx_path: Path, lenses, monk
     assert set(files) == {"model.int8.onnx"} and table[2].kept
 
 
-def test_the_export_holds_what_passed_and_tells_of_all(onnx_path: Path, store, monkeypatch, tmp_path):
+@pytest.fixture
+def registered(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is the registry's only version."""
     version = ModelVersion("axion-mass-regressor", 3, "run", "models:/m", {}, (CHALLENGER,))
     for name, answer in {
         "champion_version": None, "get_version": version, "download_model": onnx_path, "read_card": "# Card",
     }.items():  # fmt: skip
         monkeypatch.setattr(release, name, lambda *_, answer=answer: answer)
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_export_holds_what_passed_and_tells_of_all(store, monkeypatch, tmp_path):
     speeds = iter([(100.0, 150.0), (100.0, 90.0)])
     monkeypatch.setattr(variants, "images_per_second", lambda *_: next(speeds))
     export_stage(Config(), tmp_path / "plain", prepared=store.path)
@@ -152,6 +158,19 @@ def test_the_export_holds_what_passed_and_tells_of_all(onnx_path: Path, store, m
     assert card.startswith("# Card\n") and "\n## Variants\n" in card
     assert f"| float16 | 1.50 | {records[1]['megabytes']:.2f} | {records[1]['mae_dex']:.4f} |" in card
     assert "| refused: 0.90 times as fast, asked are 1.2 |" in card
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_number_that_is_not_finite_is_null(lenses: np.ndarray, monkeypatch, tmp_path):
+    truth = np.random.default_rng(0).uniform(-24, -22, 60)
+    truth[0] = -21.5  # outside of the prior, where no posterior has any density
+    store = written(tmp_path / "prepared", lenses[:60], truth)
+    monkeypatch.setattr(variants, "MAKERS", {"int8": lambda *_: None})
+    export_stage(parse({"export": {"variants": ["int8"]}}), tmp_path / "exported", prepared=store.path)
+    text = (tmp_path / "exported" / "variants.json").read_text()
+    float32, int8 = json.loads(text, parse_constant=pytest.fail)
+    assert float32["nll"] is None and 0 < float32["mae_dex"] < 2 and float32["kept"]
+    assert int8["refusals"] == [variants.NOTHING_TO_CHANGE]
 
 
 def test_none_are_made_unless_asked_for(onnx_path: Path, store):

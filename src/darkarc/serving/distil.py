@@ -36,9 +36,12 @@ def distill_stage(
 ) -> dict[str, Any]:
     """Train the student that `config` describes on the answers of `teacher`, and write both's numbers.
 
-    Writes the student `out`, its run, `reports/history.csv` and `reports/distilled.json`. Raises
+    Writes the student `out`, its run, `reports/history.csv` and `reports/distilled.json`, where null stands
+    for a number that is not finite: a truth without any density has an infinite `nll`. Raises
     `DistillError` for a student of more than `MOST_PARAMETERS`, and what training raises.
     """
+    from darkarc.evaluation.tables import tidy  # needs matplotlib, which takes a second to import
+
     student_train = config.train.model_copy(update={"teacher": str(teacher)})
     config = config.model_copy(update={"train": student_train})
     store = Store.open(prepared)
@@ -52,7 +55,7 @@ def distill_stage(
         config, prepared, out=out, run_file=run_file, history=reports / "history.csv", progress=progress
     )
     found = compare_students(load_regressor(teacher), load_regressor(out), store)
-    write_file(reports / REPORT, json.dumps(found, indent=1) + "\n")
+    write_file(reports / REPORT, json.dumps(tidy(found), indent=1, allow_nan=False) + "\n")
     return found
 
 

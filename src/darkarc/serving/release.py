@@ -149,8 +149,11 @@ def export_stage(
     card = f"{read_card(version)}\n{label}\n"
     files = {MODEL_FILE: path.read_bytes(), **variants}
     if table:
+        from darkarc.evaluation.tables import tidy  # needs matplotlib, which takes a second to import
+
         card += "\n" + as_markdown(table)
-        files[VARIANTS_FILE] = (json.dumps(as_records(table), indent=1) + "\n").encode()
+        records = json.dumps(tidy(as_records(table)), indent=1, allow_nan=False)
+        files[VARIANTS_FILE] = f"{records}\n".encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(out, {**files, CARD_FILE: card.encode()})
     return version
