@@ -1,5 +1,6 @@
 """The stage against a real MLflow database: the evaluation belongs to the run that trained."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def test_evaluation_joins_the_run_of_the_training(project: Path) -> None:
         out=project / "reports",
         progress=False,
     )
+    assert json.loads((project / "reports/metrics.json").read_text()) == metrics
+    manifest = (project / "trained/manifest.json").read_bytes()
+    assert metrics["regressor"] == [{"sha256": hashlib.sha256(manifest).hexdigest()}]
     client = open_client()
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"

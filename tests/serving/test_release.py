@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from darkarc.cli import app
 from darkarc.config import DEFAULT_TARGET, Config
 from darkarc.data.store import Store, StoreWriter
 from darkarc.evaluation import evaluate
-from darkarc.models import Regressor, RegressorSpec, save_regressor
+from darkarc.models import Regressor, RegressorSpec, load_regressor, save_regressor, sealed_sha256
 from darkarc.serving import export
 from darkarc.serving.release import ReleaseError, absolute_errors, compared_images, register_stage
 from darkarc.tracking import NullTracker, RegistryError, RunRecord, start_run, write_run
@@ -78,19 +79,23 @@ def leaky(clean: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def evidence(config: Config, clean: Store, leaky: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of reports for each of `READERS`, as `evaluate` writes them."""
+def evidence(
+    config: Config, trained: Path, clean: Store, leaky: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder of reports for each of `READERS`, as `evaluate` writes them of the regressor in `trained`."""
     folder = tmp_path_factory.mktemp("evidence")
     for name, reader in READERS.items():
-        measure(config, reader, leaky if name == "leaking" else clean, folder / name)
+        measure(config, reader, leaky if name == "leaking" else clean, folder / name, trained)
     return folder
 
 
-def measure(config: Config, reader: PixelReader, store: Store, out: Path) -> None:
+def measure(config: Config, reader: PixelReader, store: Store, out: Path, trained: Path) -> None:
     """`evaluate`, which draws for most of its time: nothing here looks at a figure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[evaluate.__module__], "_illustrate", lambda *_: [])
-        evaluate(config, reader, store, out=out, tracker=NullTracker())
+        evaluate(
+            config, reader, store, out=out, tracker=NullTracker(), regressor_sha256=sealed_sha256(trained)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +228,7 @@ def test_errors_are_paired_by_pixels_whatever_the_store_around(
     reverse, same = compared_images(turned, DEFAULT_TARGET)
     assert digest == same == compared_images(leaky, DEFAULT_TARGET)[1]
     assert len({clean.digest, turned.digest, leaky.digest}) == 3
-    measure(config, READERS["exact"], turned, tmp_path / "reports")
+    measure(config, READERS["exact"], turned, tmp_path / "reports", releases.trained)
     table = "test_predictions.parquet"
     ours = absolute_errors(releases.evidence / "exact" / table, clean, DEFAULT_TARGET)
     theirs = absolute_errors(tmp_path / "reports" / table, turned, DEFAULT_TARGET)
@@ -252,6 +257,30 @@ def test_predictions_of_another_store_are_refused(
     releases.stores["exact"] = other
     with pytest.raises(ReleaseError, match=r"not of the test images of .*run `darkarc evaluate` again"):
         releases.register("exact")
+
+
+def test_numbers_of_another_regressor_are_refused(releases: Project, tmp_path: Path) -> None:
+    """As `darkarc train; darkarc register` would have it, without `evaluate` between."""
+    other = load_regressor(releases.trained)
+    torch.nn.init.constant_(other.target_layer.bias, 1.0)
+    measured, releases.trained = releases.trained, save_regressor(other, tmp_path / "other")
+    says = rf"metrics\.json: of another regressor .*{sealed_sha256(measured)}.*run `darkarc evaluate` again"
+    with pytest.raises(ReleaseError, match=says):
+        releases.register("exact")
+    assert list_versions(NAME) == []
+    releases.trained = shutil.copytree(measured, tmp_path / "same")
+    assert releases.register("exact")[1].promote
+
+
+def test_numbers_that_do_not_say_whose_they_are_are_refused(releases: Project, tmp_path: Path) -> None:
+    shutil.copytree(releases.evidence / "exact", tmp_path / "exact")
+    metrics = json.loads((tmp_path / "exact/metrics.json").read_text())
+    del metrics["regressor"]  # an earlier darkarc's
+    (tmp_path / "exact/metrics.json").write_text(json.dumps(metrics))
+    releases.evidence = tmp_path
+    with pytest.raises(ReleaseError, match=r"does not say which regressor .*run `darkarc evaluate` again"):
+        releases.register("exact")
+    assert list_versions(NAME) == []
 
 
 def test_a_champion_with_the_digest_of_before_is_compared_all_the_same(

@@ -54,6 +54,7 @@ def evaluate(
     history: "History | None" = None,
     floor_cache: Path | None = None,
     lineage: Mapping[str, str] | None = None,
+    regressor_sha256: str | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def evaluate(
     `metrics.json`; logs the numbers (prefix `test/`), the figures and the report to the tracker.
     history: a row an epoch, for the learning curves (default: `out/history.csv` where training left it).
     lineage: name to value, where the regressor comes from, for the report.
+    regressor_sha256: of the regressor's folder (`sealed_sha256`), so that `register` knows whose numbers they
+    are.
     floor_cache, workers: where exact posteriors of these data are kept, and processes that compute them.
     Raises `EvaluationError` for an empty test split, images of another size or predictions that are no
     probability densities.
@@ -100,6 +103,8 @@ def evaluate(
     strange = strange_images(regressor, prepared, n=config.evaluate.ood_images, seed=config.seed)
     leaks = leakage_warnings(prepared)
     metrics = _document(results, predictions, classes, class_errors, strange, leaks)
+    if regressor_sha256 is not None:
+        metrics["regressor"] = [{"sha256": regressor_sha256}]
     illustrations = _illustrate(config, regressor, prepared, predictions, results, classes, strange, history)
     report = _report(config, regressor, prepared, results[0], metrics, lineage or {}, illustrations)
     _write(out, predictions, results, metrics, illustrations, report)
@@ -169,7 +174,8 @@ def _document(
 ) -> dict[str, Any]:
     """The content of `metrics.json`: the first target and the classes flat, other targets under `targets`.
 
-    What `dvc metrics` should not show as a column of its own (bins, reasons, warnings) stands in lists.
+    What `dvc metrics` should not show as a column of its own (bins, reasons, warnings, whose numbers these
+    are) stands in lists.
     """
     from darkarc.evaluation.tables import tidy
 

@@ -8,7 +8,7 @@ from darkarc.config import Config
 from darkarc.data.store import Store
 from darkarc.evaluation.context import FLOOR_CACHE
 from darkarc.evaluation.evaluate import evaluate
-from darkarc.models import load_regressor
+from darkarc.models import load_regressor, sealed_sha256
 from darkarc.tracking import read_run, run_lineage, start_run
 
 WORK = Path(".darkarc/evaluate")
@@ -51,6 +51,7 @@ def evaluate_stage(
             tracker=tracker,
             floor_cache=floor_cache,
             lineage=run_lineage(record),
+            regressor_sha256=sealed_sha256(trained),
             workers=workers,
             progress=progress,
         )

@@ -21,7 +21,7 @@ from darkarc.models.regressor import (
     save_regressor,
     to_posterior,
 )
-from darkarc.models.sealed import SealError, read_sealed, write_sealed
+from darkarc.models.sealed import SealError, read_sealed, sealed_sha256, write_sealed
 
 __all__ = [
     "BACKBONES",
@@ -54,6 +54,7 @@ __all__ = [
     "load_regressor",
     "read_sealed",
     "save_regressor",
+    "sealed_sha256",
     "to_posterior",
     "write_sealed",
 ]

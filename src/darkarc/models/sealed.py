@@ -46,16 +46,30 @@ def write_sealed(folder: str | Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
+def sealed_sha256(folder: str | Path) -> str:
+    """SHA-256, in hexadecimal, of the manifest: one name for all that is in a sealed folder.
+
+    Raises `SealError` if there is none.
+    """
+    return hashlib.sha256(_manifest(Path(folder))).hexdigest()
+
+
+def _manifest(folder: Path) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise SealError(f"{folder}: no readable {MANIFEST}, so nothing complete was written here") from error
+
+
 def read_sealed(folder: str | Path) -> dict[str, bytes]:
     """The content of every file of a sealed folder, checked against its manifest.
 
     Raises `SealError` that names the folder, the file and what is wrong with it.
     """
     folder = Path(folder)
+    manifest = _manifest(folder)
     try:
-        entries = json.loads((folder / MANIFEST).read_bytes())["files"].items()
-    except OSError as error:
-        raise SealError(f"{folder}: no readable {MANIFEST}, so nothing complete was written here") from error
+        entries = json.loads(manifest)["files"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SealError(f"{folder / MANIFEST}: damaged: {error}") from error
     contents = {}

@@ -16,8 +16,9 @@ from darkarc.config import TARGET_CLASS, Config
 from darkarc.data.store import Store
 from darkarc.durable import write_file
 from darkarc.evaluation import describe_data, model_card
+from darkarc.evaluation.evaluate import METRICS_FILE
 from darkarc.evaluation.predictions import split_rows, true_values
-from darkarc.models import load_regressor
+from darkarc.models import load_regressor, sealed_sha256
 from darkarc.models.sealed import write_sealed
 from darkarc.serving.export import CARD_FILE, MODEL_FILE, export_onnx
 from darkarc.serving.variants import Decision as VariantDecision
@@ -60,7 +61,7 @@ def register_stage(
     `reports/registered.json`. Raises `ReleaseError`, `RegistryError`.
     """
     run = read_run(run_file)
-    metrics = read_metrics(reports / "metrics.json")
+    metrics = read_metrics(reports / METRICS_FILE)
     if run.run_id is None:
         raise ReleaseError(
             f"{run_file}: the run has no id, because the tracking server did not answer during training; "
@@ -68,6 +69,7 @@ def register_stage(
         )
     store = Store.open(prepared, verify=False)
     regressor = load_regressor(trained)
+    _check_measured(metrics, reports / METRICS_FILE, trained)
     target = next(iter(regressor.spec.targets))
     errors = absolute_errors(reports / "test_predictions.parquet", store, target)
     order, test_digest = compared_images(store, target)
@@ -215,6 +217,21 @@ def absolute_errors(predictions: Path, store: Store, target: str) -> np.ndarray:
             "run `darkarc evaluate` again"
         )
     return np.abs(own["median"].to_numpy() - truth)
+
+
+def _check_measured(metrics: Mapping[str, Any], path: Path, trained: Path) -> None:
+    """Raise `ReleaseError` unless `metrics`, the content of `path`, are of the regressor in `trained`."""
+    measured, own = metrics.get("regressor"), sealed_sha256(trained)
+    if measured is None:
+        raise ReleaseError(
+            f"{path}: does not say which regressor was measured, as an earlier darkarc wrote it; "
+            "run `darkarc evaluate` again"
+        )
+    if measured != [{"sha256": own}]:
+        raise ReleaseError(
+            f"{path}: of another regressor than the one in {trained} (its manifest.json has SHA-256 {own}, "
+            f"measured was {measured}); run `darkarc evaluate` again"
+        )
 
 
 def _example(store: Store) -> np.ndarray:
