@@ -78,9 +78,9 @@ CASES: dict[str, Callable[[], Figure]] = {
     "examples": lambda: examples(6, 6),
     "examples, two rows and one": lambda: examples(8, 1),
     "examples, none": lambda: examples(0, 0),
-    "learning": lambda: learning_figure(HISTORY),
-    "learning, one epoch": lambda: learning_figure(HISTORY[:1]),
-    "learning, none": lambda: learning_figure([]),
+    "learning": lambda: learning_figure(HISTORY, TARGET),
+    "learning, one epoch": lambda: learning_figure(HISTORY[:1], TARGET),
+    "learning, none": lambda: learning_figure([], TARGET),
     "published": lambda: published_figure(
         compare(TARGET, DataForm("model_i", "published", "deeplense")), 0.2, 0.01, 0.5
     ),

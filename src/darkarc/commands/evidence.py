@@ -51,7 +51,8 @@ def evaluate(
     if metrics["mae_dex"] is None:
         say(f"{out}: no test image has a true value of the target; the classes alone were measured")
     else:
-        say(f"{out}: MAE {metrics['mae_dex']:.4f} dex, 68% coverage {metrics['coverage_68']:.3f}")
+        error = configuration.in_unit(f"{metrics['mae_dex']:.4f}", next(iter(config.targets)))
+        say(f"{out}: MAE {error}, 68% coverage {metrics['coverage_68']:.3f}")
     if metrics.get("floor_mae_dex") is not None:
         own, n = metrics["floor_same_images_mae_dex"], metrics["floor_n_images"]
         say(f"  information floor {metrics['floor_mae_dex']:.4f} dex; on the same {n} images {own:.4f}")

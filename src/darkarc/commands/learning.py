@@ -97,7 +97,8 @@ def train(
         study=study_of(config, winner),
     )
     best = result.history[result.best_epoch - 1]
-    say(f"{out}: best epoch {result.best_epoch}, validation MAE {best['val_mae_dex']:.4f} dex")
+    error = configuration.in_unit(f"{best['val_mae_dex']:.4f}", next(iter(config.targets)))
+    say(f"{out}: best epoch {result.best_epoch}, validation MAE {error}")
 
 
 @verb("darkarc benchmark experiments/benchmark.yaml --out reports/benchmark")
@@ -132,7 +133,8 @@ def benchmark(
         progress=not quiet,
     )
     for row in table.measured:
-        say(f"{row.mean('val_mae_dex'):.4f} ± {row.spread('val_mae_dex'):.4f} dex  {row.label}")
+        error = f"{row.mean('val_mae_dex'):.4f} ± {row.spread('val_mae_dex'):.4f}"
+        say(f"{configuration.in_unit(error, table.target)}  {row.label}")
     say(f"{out}: {len(table.measured)} of {len(table.rows)} variants have a result")
 
 
@@ -188,8 +190,9 @@ def distill(
         progress=not quiet,
     )
     own, theirs = found["student"], found["teacher"]
+    error = configuration.in_unit(f"{own['mae_dex']:.4f}", found["target"])
     say(
-        f"{out}: {own['parameters']:,} parameters, MAE {own['mae_dex']:.4f} dex, the teacher's "
+        f"{out}: {own['parameters']:,} parameters, MAE {error}, the teacher's "
         f"({theirs['parameters']:,}) {theirs['mae_dex']:.4f}; {found['speedup']:.2f} times as fast "
         f"({reports / REPORT})"
     )

@@ -15,12 +15,15 @@ from darkarc.config._section import (
     DEFAULT_TARGET,
     SEEDS,
     TARGET_CLASS,
+    TARGET_UNIT,
     ConfigError,
     Distances,
     Noise,
     PresetName,
     Section,
     Share,
+    in_unit,
+    with_unit,
 )
 from darkarc.config._train import OBJECTIVE_HEADS, SCHEDULABLE, ScheduleStep, TrainConfig, TuneConfig
 
@@ -31,6 +34,7 @@ __all__ = [
     "SCHEDULABLE",
     "SEEDS",
     "TARGET_CLASS",
+    "TARGET_UNIT",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -53,8 +57,10 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "flatten",
+    "in_unit",
     "load",
     "parse",
     "template",
+    "with_unit",
     "without_schedule",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from darkarc.config import in_unit
 from darkarc.data.store import Store
 from darkarc.evaluation.metrics import LEVELS, Scores
 
@@ -51,8 +52,8 @@ def target_warnings(
         margin = 2 * (errors["mae_dex"] or 0.0)
         if mae > constant_guess - margin:
             found.append(
-                f"{target}: the mean absolute error {mae:.4f} dex is no better than a constant guess "
-                f"({constant_guess:.3f} dex): nothing has been learnt"
+                f"{target}: the mean absolute error {in_unit(f'{mae:.4f}', target)} is no better than a "
+                f"constant guess ({in_unit(f'{constant_guess:.3f}', target)}): nothing has been learnt"
             )
     for level in LEVELS:
         name = f"coverage_{100 * level:.0f}"

@@ -8,6 +8,7 @@ from darkarc.evaluation.wording import (
     MEANINGS,
     as_published,
     limits,
+    meaning,
     missing_reasons,
     number,
     with_error,
@@ -36,7 +37,7 @@ def model_card(
     if data:
         parts += ["## Data", _table(("", ""), data.items())]
     if metrics:
-        parts += ["## Test results", _results(metrics), *_by_mass(metrics), *_published(metrics)]
+        parts += ["## Test results", _results(metrics, target), *_by_mass(metrics), *_published(metrics)]
         warnings = metrics.get("warnings", [])
         if warnings:
             parts += ["## Warnings", "\n".join(f"- {line}" for line in warnings)]
@@ -87,11 +88,11 @@ def _interface(spec: RegressorSpec) -> str:
     )
 
 
-def _results(metrics: Mapping[str, Any]) -> str:
+def _results(metrics: Mapping[str, Any], target: str) -> str:
+    known = {name: meaning(name, target) for name in MEANINGS if metrics.get(name) is not None}
     rows = [
         (f"{label}{f' ({unit})' if unit else ''}", with_error(metrics, name))
-        for name, (label, unit, _) in MEANINGS.items()
-        if metrics.get(name) is not None
+        for name, (label, unit, _) in known.items()
     ]
     counted = (
         f"{metrics.get('n_test', 0)} test images, {metrics.get('n_scored', 0)} of them with a true value. "

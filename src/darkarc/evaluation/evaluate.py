@@ -225,7 +225,7 @@ def _illustrate(
     )
     if strange:
         drawn.append(gallery.strangers_illustration(strange))
-    drawn.append(gallery.learning_illustration(history))
+    drawn.append(gallery.learning_illustration(history, results[0].target))
     if results[0].comparison.results:
         drawn.append(gallery.published_illustration(results[0].comparison, results[0].metrics))
     return drawn

@@ -157,8 +157,8 @@ def strangers_illustration(measured: Sequence[StrangeImages]) -> Illustration:
     )
 
 
-def learning_illustration(history: History) -> Illustration:
-    """The learning curves."""
+def learning_illustration(history: History, target: str) -> Illustration:
+    """The learning curves; target: the first one."""
     return _draw(
         "learning_curves",
         "Learning curves",
@@ -166,7 +166,7 @@ def learning_illustration(history: History) -> Illustration:
         "turn up while "
         "train curves go on falling mean overfitting; curves that still fall at the end, that more "
         "epochs would pay.",
-        lambda: learning_figure(history),
+        lambda: learning_figure(history, target),
     )
 
 

@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from darkarc.config import in_unit
 from darkarc.evaluation.ood import table_rows
 from darkarc.evaluation.style import DOTS_PER_INCH, NAMES
 from darkarc.evaluation.wording import (
@@ -14,6 +15,7 @@ from darkarc.evaluation.wording import (
     MEANINGS,
     as_published,
     limits,
+    meaning,
     missing_reasons,
     number,
     with_error,
@@ -70,7 +72,7 @@ def report_html(
     style = files("darkarc.evaluation").joinpath("report.css").read_text(encoding="utf-8")
     body = [
         f"<h1>How well is {escape(_spoken(target))} read from {escape(data['Instrument'])} images?</h1>",
-        _lead(metrics),
+        _lead(target, metrics),
         _warnings(metrics.get("warnings", [])),
         "<h2>What was trained on what</h2>",
         '<div class="pair">',
@@ -79,7 +81,7 @@ def report_html(
         _facts("Lineage", lineage) if lineage else "",
         "</div>",
         "<h2>How good, and how honest about it</h2>",
-        _main_table(metrics),
+        _main_table(target, metrics),
         *(_section(target, metrics, prefix="")),
         *(_figure(item) for item in illustrations),
         _strangers(metrics.get("ood", [])),
@@ -106,14 +108,15 @@ def _spoken(target: str) -> str:
     return f"the {NAMES[target]}"
 
 
-def _lead(metrics: Mapping[str, Any]) -> str:
+def _lead(target: str, metrics: Mapping[str, Any]) -> str:
     mae, guess = metrics["mae_dex"], metrics["constant_guess_mae_dex"]
     if mae is None:
         return (
             '<p class="lead">No test image has a true value of this target: only the classes were tested.</p>'
         )
     error = metrics["standard_error"].get("mae_dex")
-    text = f"Mean absolute error <strong>{mae:.4f}{f' ± {error:.4f}' if error else ''} dex</strong>"
+    own = in_unit(f"{mae:.4f}{f' ± {error:.4f}' if error else ''}", target)
+    text = f"Mean absolute error <strong>{own}</strong>"
     if guess is not None:
         text += f" (a constant guess: {guess:.3f})"
     if metrics.get("floor_mae_dex") is not None:
@@ -141,12 +144,9 @@ def _facts(title: str, facts: Mapping[str, str]) -> str:
     return f'<div><h3>{escape(title)}</h3><table class="facts">{rows}</table></div>'
 
 
-def _main_table(metrics: Mapping[str, Any]) -> str:
-    rows = [
-        (label, with_error(metrics, name), unit, meaning)
-        for name, (label, unit, meaning) in MEANINGS.items()
-        if name in metrics
-    ]
+def _main_table(target: str, metrics: Mapping[str, Any]) -> str:
+    known = {name: meaning(name, target) for name in MEANINGS if name in metrics}
+    rows = [(label, with_error(metrics, name), unit, text) for name, (label, unit, text) in known.items()]
     absent = missing_reasons(metrics)
     note = f"<p>Without a value: {escape('; '.join(absent))}.</p>" if absent else ""
     return (
@@ -163,18 +163,18 @@ def _section(target: str, metrics: Mapping[str, Any], prefix: str) -> list[str]:
         return []
     parts = [
         f"<h3>{prefix}By true value</h3>",
-        _binned("True value", rows, BY_MASS),
+        _binned("True value", rows, BY_MASS, target),
         f"<p>{BINNED_TRUTH}</p>",
     ]
     if terciles:
         title = f"<h3>{prefix}Calibration by third of the predictions</h3>"
-        parts += [title, _binned("Posterior median", terciles, TERCILES)]
+        parts += [title, _binned("Posterior median", terciles, TERCILES, target)]
     return parts
 
 
-def _binned(of: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+def _binned(of: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], target: str) -> str:
     names = [name for name in names if name in rows[0]]
-    header = (of, "Images", *(_short(name) for name in names))
+    header = (of, "Images", *(_short(name, target) for name in names))
     body = [(_range(row), str(row["n"]), *(_with_error(row, name) for name in names)) for row in rows]
     return _table(header, body, numeric=range(1, len(header)))
 
@@ -184,8 +184,8 @@ def _range(row: Mapping[str, Any]) -> str:
     return f"{row['low']:.2f} to {row['high']:.2f}".replace(" ", "\u00a0").replace("-", "\u2212")
 
 
-def _short(name: str) -> str:
-    label, unit, _ = MEANINGS[name]
+def _short(name: str, target: str) -> str:
+    label, unit, _ = meaning(name, target)
     return f"{label.replace('Mean absolute error', 'MAE').replace('Root-mean-square error', 'RMSE')}" + (
         f" ({unit})" if unit else ""
     )
@@ -246,7 +246,7 @@ def _published(rows: Sequence[Mapping[str, Any]]) -> str:
 def _others(targets: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for target, metrics in targets.items():
-        parts += [f"<h2>{escape(_spoken(target).capitalize())}</h2>", _main_table(metrics)]
+        parts += [f"<h2>{escape(_spoken(target).capitalize())}</h2>", _main_table(target, metrics)]
         parts += _section(target, metrics, prefix="")
     return "\n".join(parts)
 

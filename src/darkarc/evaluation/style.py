@@ -28,11 +28,16 @@ PAGE_INCHES = 7.2
 DOTS_PER_INCH = 200
 
 SYMBOLS = {
-    "log10_axion_mass_ev": (r"m_\mathrm{a}", r"\mathrm{eV}"),
-    "log10_subhalo_mass_msun": (r"M_\mathrm{sub}", r"M_\odot"),
+    "log10_axion_mass_ev": r"\log_{10}(m_\mathrm{a}\,/\,\mathrm{eV})",
+    "log10_subhalo_mass_msun": r"\log_{10}(M_\mathrm{sub}\,/\,M_\odot)",
+    "n_subhalos": r"N_\mathrm{sub}",
 }
 
-NAMES = {"log10_axion_mass_ev": "axion mass", "log10_subhalo_mass_msun": "subhalo mass"}
+NAMES = {
+    "log10_axion_mass_ev": "axion mass",
+    "log10_subhalo_mass_msun": "subhalo mass",
+    "n_subhalos": "number of subhaloes",
+}
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -78,10 +83,8 @@ def to_png(figure: Figure) -> bytes:
 
 
 def axis_label(target: str, what: str = "") -> str:
-    """Label with its unit, such as "true log10 (m_a / eV)"."""
-    symbol, unit = SYMBOLS[target]
-    text = rf"$\log_{{10}}({symbol}\,/\,{unit})$"
-    return f"{what} {text}".strip()
+    """Label with its unit, such as "true log10 (m_a / eV)"; a number has none."""
+    return f"{what} ${SYMBOLS[target]}$".strip()
 
 
 def note(axes: Axes, text: str) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from darkarc.config import TARGET_UNIT, in_unit
+
 MEANINGS = {
     "mae_dex": ("Mean absolute error", "dex", "of the posterior median"),
     "rmse_dex": ("Root-mean-square error", "dex", "of the posterior median"),
@@ -80,6 +82,12 @@ MEANINGS = {
 }
 
 
+def meaning(name: str, target: str) -> tuple[str, str, str]:
+    """The entry of `MEANINGS` for this target: what is in dex for a log10 is in the target's own unit."""
+    label, unit, text = MEANINGS[name]
+    return label, TARGET_UNIT[target] if unit == "dex" else unit, text
+
+
 BINNED_TRUTH = (
     "Coverage by true value need not be nominal, not even for an exact posterior: an interval knows "
     "the image, not "
@@ -134,8 +142,9 @@ def limits(
     if rows:
         worst = max(rows, key=lambda row: row["mae_dex"])
         best = min(rows, key=lambda row: row["mae_dex"])
+        least, most = (in_unit(f"{row['mae_dex']:.4f}", target) for row in (best, worst))
         lines.append(
-            f"The mean absolute error goes from {best['mae_dex']:.4f} dex (true value {best['low']:.2f} to "
-            f"{best['high']:.2f}) to {worst['mae_dex']:.4f} dex ({worst['low']:.2f} to {worst['high']:.2f})."
+            f"The mean absolute error goes from {least} (true value {best['low']:.2f} to {best['high']:.2f}) "
+            f"to {most} ({worst['low']:.2f} to {worst['high']:.2f})."
         )
     return lines

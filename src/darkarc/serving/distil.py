@@ -90,6 +90,7 @@ def compare_students(teacher: Regressor, student: Regressor, store: Store) -> di
     }
     low, high = mean_difference_interval(trials[1].errors - trials[0].errors)
     return {
+        "target": target,
         "n_test": len(test.truth),
         **rows,
         "mae_difference_dex": [round(low, 5), round(high, 5)],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkarc.config import DEFAULT_TARGET, ExportConfig
+from darkarc.config import DEFAULT_TARGET, ExportConfig, with_unit
 from darkarc.data.store import Store
 from darkarc.evaluation.predictions import split_rows
 from darkarc.models.posterior import PosteriorError
@@ -40,7 +40,10 @@ class VariantError(ValueError):
 
 @dataclass(frozen=True)
 class Decision:
-    """The numbers of one variant, and whether it is kept; refusals: why not, in words."""
+    """The numbers of one variant, and whether it is kept; refusals: why not, in words.
+
+    `mae_dex` is in the unit of the target.
+    """
 
     variant: str
     kept: bool
@@ -51,6 +54,7 @@ class Decision:
     coverage_68: float | None = None
     coverage_90: float | None = None
     nll: float | None = None
+    target: str = DEFAULT_TARGET
 
 
 NOTHING_TO_CHANGE = "no convolution of a backbone in the file"
@@ -71,7 +75,7 @@ def make_variants(
     target = DEFAULT_TARGET if DEFAULT_TARGET in reference.targets else reference.targets[0]
     test = TestImages.of(store, target)
     trial = try_out(reference, test, target)
-    table = [_row("float32", trial, 1.0, model.stat().st_size, [])]
+    table = [_row("float32", target, trial, 1.0, model.stat().st_size, [])]
     kept = {}
     with tempfile.TemporaryDirectory() as folder:
         fused = _fused(model, Path(folder))
@@ -79,16 +83,15 @@ def make_variants(
             path = Path(folder) / f"model.{name}.onnx"
             made = MAKERS[name](fused, store, Path(folder))
             if made is None:
-                table.append(Decision(name, False, (NOTHING_TO_CHANGE,)))
+                table.append(Decision(name, False, (NOTHING_TO_CHANGE,), target=target))
                 continue
             _save(made, model, path)
             variant = OnnxRegressor(path, threads=1)
             try:
                 own = try_out(variant, test, target)
             except (PosteriorError, OnnxError):
-                table.append(
-                    Decision(name, False, (NOT_FINITE,), megabytes=round(path.stat().st_size / 1e6, 3))
-                )
+                size = round(path.stat().st_size / 1e6, 3)
+                table.append(Decision(name, False, (NOT_FINITE,), megabytes=size, target=target))
                 continue
             before, after = images_per_second(reference, variant, test.images)
             refusals = objections(
@@ -100,17 +103,17 @@ def make_variants(
             speedup = after / before
             if speedup < settings.least_speedup:
                 refusals.insert(0, f"{speedup:.2f} times as fast, asked are {settings.least_speedup:g}")
-            table.append(_row(name, own, speedup, path.stat().st_size, refusals))
+            table.append(_row(name, target, own, speedup, path.stat().st_size, refusals))
             if not refusals:
                 kept[path.name] = path.read_bytes()
     return kept, table
 
 
-def _row(name: str, trial: Any, speedup: float, size: int, refusals: list[str]) -> Decision:
+def _row(name: str, target: str, trial: Any, speedup: float, size: int, refusals: list[str]) -> Decision:
     coverage = trial.coverage
     return Decision(
         name, not refusals, tuple(refusals), round(speedup, 3), round(size / 1e6, 3), round(trial.mae, 5),
-        round(coverage[68], 4), round(coverage[90], 4), round(trial.nll, 4),
+        round(coverage[68], 4), round(coverage[90], 4), round(trial.nll, 4), target,
     )  # fmt: skip
 
 
@@ -126,7 +129,8 @@ def as_markdown(table: list[Decision]) -> str:
         "",
         "One core, batches of 64; against float32 on the same test images.",
         "",
-        "| variant | speed | MB | MAE (dex) | coverage 68% | coverage 90% | NLL | decision |",
+        f"| variant | speed | MB | {with_unit('MAE', table[0].target)} | coverage 68% | coverage 90% | NLL "
+        "| decision |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in table:

@@ -7,6 +7,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from darkarc.config import in_unit
+
 
 class Display(Protocol):
     def begin(self, n_steps: int) -> None: ...
@@ -36,11 +38,14 @@ class Silent:
 
 
 class Terminal:
-    """A rich progress bar over all steps on a terminal; one line an epoch into a file or pipe."""
+    """A rich progress bar over all steps on a terminal; one line an epoch into a file or pipe.
 
-    def __init__(self, n_epochs: int, what: str = "training") -> None:
+    target: the first one, whose error is shown.
+    """
+
+    def __init__(self, n_epochs: int, target: str, what: str = "training") -> None:
         self.console = Console(stderr=True)
-        self.n_epochs = n_epochs
+        self.n_epochs, self.target = n_epochs, target
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -67,9 +72,10 @@ class Terminal:
         self.bar.update(self.task, completed=step)
 
     def epoch(self, row: dict[str, float]) -> None:
+        error = in_unit(f"{row['val_mae_dex']:.4f}", self.target)
         text = (
             f"epoch {row['epoch']:.0f}/{self.n_epochs}  loss {row['train_loss']:.3f}  "
-            f"val loss {row['val_loss']:.3f}  val MAE {row['val_mae_dex']:.4f} dex"
+            f"val loss {row['val_loss']:.3f}  val MAE {error}"
         )
         if self.console.is_terminal:
             self.bar.update(self.task, description=text)

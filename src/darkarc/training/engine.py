@@ -102,7 +102,7 @@ def train(
     with ExitStack() as stack:
         display: Display = Silent()
         if progress:
-            display = stack.enter_context(Terminal(config.train.epochs))
+            display = stack.enter_context(Terminal(config.train.epochs, next(iter(config.targets))))
         if config.train.workers > 1:
             from darkarc.training.workers import train_in_workers
 

@@ -81,7 +81,7 @@ def range_test(
         torch.manual_seed(config.seed)
         regressor = prepared_regressor(config, prepared, device)
         if progress:
-            with Terminal(1, "range test") as display:
+            with Terminal(1, next(iter(config.targets)), "range test") as display:
                 losses = _ramp(config, regressor, source, rates, display)
         else:
             losses = _ramp(config, regressor, source, rates, Silent())

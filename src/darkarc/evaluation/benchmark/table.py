@@ -7,12 +7,13 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from darkarc.config import DEFAULT_TARGET, with_unit
 from darkarc.evaluation.benchmark.plan import Benchmark, Plan
 from darkarc.tuning.book import FAILED, StudyBook, TrialRecord
 
 ERROR = "val_mae_dex"
 MEASURED = {
-    ERROR: "MAE (dex)",
+    ERROR: "MAE",
     "val_loss": "loss (nats)",
     "val_class_accuracy": "class accuracy",
     "epochs": "epochs",
@@ -20,8 +21,9 @@ MEASURED = {
     "epoch_seconds": "an epoch (s)",
     "million_parameters": "parameters (million)",
 }
-"""Columns, each with its heading. The first three are of the epoch with the least validation loss, whose
-weights `train` would keep. They are of the validation split: the test split can still judge a choice."""
+"""Columns, each with its heading; the error is in the target's unit. The first three are of the epoch with
+the least validation loss, whose weights `train` would keep. They are of the validation split: the test split
+can still judge a choice."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: the lowest mean error first, failed variants last; waiting: runs that are not over."""
+    """rows: the lowest mean error first, failed variants last; waiting: runs that are not over;
+    target: the first one, whose error it is."""
 
     name: str
     budget: str
     cost: str
     rows: list[TableRow]
     waiting: int = 0
+    target: str = DEFAULT_TARGET
 
     @property
     def measured(self) -> list[TableRow]:
@@ -72,7 +76,8 @@ class Table:
     def markdown(self) -> str:
         """The table of a report; variants of the Pareto front are bold."""
         axes = list(self.rows[0].variant)
-        headings = [*axes, *MEASURED.values(), "runs"]
+        measured = MEASURED | {ERROR: with_unit(MEASURED[ERROR], self.target)}
+        headings = [*axes, *measured.values(), "runs"]
         lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(axes) + "---:|" * (len(MEASURED) + 1)]
         front = self.front()
         for row in self.rows:
@@ -124,7 +129,8 @@ def make_table(benchmark: Benchmark, plan: Plan, book: StudyBook) -> Table:
             row.runs[seed] = _measured(trial)
     waiting = len(plan.runs) - sum(len(row.runs) + len(row.failed) for row in rows.values())
     ordered = sorted(rows.values(), key=lambda row: row.mean(ERROR) if row.runs else math.inf)
-    return Table(benchmark.name, str(benchmark.budget), benchmark.cost, ordered, waiting)
+    target = next(iter(plan.config.targets))
+    return Table(benchmark.name, str(benchmark.budget), benchmark.cost, ordered, waiting, target)
 
 
 def _measured(trial: TrialRecord) -> dict[str, float]:

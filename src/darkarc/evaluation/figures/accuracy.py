@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from darkarc.config import with_unit
 from darkarc.evaluation.binning import members
 from darkarc.evaluation.metrics import Scores
 from darkarc.evaluation.published import Comparison
@@ -65,7 +66,7 @@ def prediction_figure(target: str, scores: Scores, edges: Floats) -> Figure:
     reach_of_all = float(np.quantile(np.abs(scores.error), 0.99)) * 1.3 + 1e-3
     bottom.set_ylim(-reach_of_all, reach_of_all)
     bottom.set_xlim(low, high)
-    bottom.set_ylabel("residual (dex)")
+    bottom.set_ylabel(with_unit("residual", target))
     bottom.set_xlabel(axis_label(target, "true"))
     figure.align_ylabels()
     return figure
@@ -138,7 +139,7 @@ def error_figure(
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(axis_label(target, "true"))
-    axes.set_ylabel("absolute error (dex)")
+    axes.set_ylabel(with_unit("absolute error", target))
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

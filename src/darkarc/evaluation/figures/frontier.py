@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from darkarc.config import with_unit
 from darkarc.evaluation.style import (
     BLACK,
     BLUE,
@@ -70,7 +71,7 @@ def frontier_figure(table: "Table") -> Figure:
         margin = 0.08 * (high - low) or 0.1 * high
         axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel(LABELS[table.cost])
-    axes.set_ylabel("validation MAE (dex)")
+    axes.set_ylabel(with_unit("validation MAE", table.target))
     axes.set_title(f"{table.name}, {table.budget} a run")
     to_fraction = axes.transData + axes.transAxes.inverted()
     heights = [float(to_fraction.transform((x, y))[1]) for x, y in zip(cost, error, strict=True)]

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from darkarc.config import with_unit
 from darkarc.evaluation.style import (
     BLUE,
     GREEN,
@@ -21,10 +22,9 @@ History = Sequence[Mapping[str, float]]
 
 SIDES = {"train": (BLUE, "train"), "val": (VERMILLION, "validation")}
 FIRST = ("loss", "nll", "mae_dex")
-LABELS = {
-    "loss": "loss", "nll": "negative log-likelihood", "mae_dex": "MAE (dex)", "rmse_dex": "RMSE (dex)",
-    "class_accuracy": "class accuracy",
-}  # fmt: skip
+LABELS = {"loss": "loss", "nll": "negative log-likelihood", "class_accuracy": "class accuracy"}
+ERRORS = {"mae_dex": "MAE", "rmse_dex": "RMSE"}
+"""Of the first target, in its unit."""
 
 
 def curve_names(history: History) -> list[str]:
@@ -40,8 +40,12 @@ def curve_names(history: History) -> list[str]:
     )
 
 
-def learning_figure(history: History) -> Figure:
-    """Losses and errors of both splits over the epochs, and the learning rate; the best epoch marked."""
+def learning_figure(history: History, target: str) -> Figure:
+    """Losses and errors of both splits over the epochs, and the learning rate; the best epoch marked.
+
+    target: the first one, whose errors they are.
+    """
+    labels = LABELS | {name: with_unit(label, target) for name, label in ERRORS.items()}
     names = curve_names(history)[:3]
     has_rate = any("learning_rate" in row for row in history)
     n_panels = max(1, len(names) + has_rate)
@@ -55,7 +59,7 @@ def learning_figure(history: History) -> Figure:
         for side, (colour, label) in SIDES.items():
             _curve(axes, epochs, history, f"{side}_{name}", colour, label)
         lowest = _mark_lowest(axes, epochs, history, f"val_{name}")
-        axes.set_title(LABELS.get(name, name.replace("_", " ")) + lowest)
+        axes.set_title(labels.get(name, name.replace("_", " ")) + lowest)
         values = [row[key] for row in history for key in (f"train_{name}", f"val_{name}") if key in row]
         if "mae" in name or "rmse" in name:
             axes.set_ylim(0, 1.1 * float(np.nanmax(values)))

@@ -23,7 +23,11 @@ from darkarc.serving.web.pictures import png_uri
 BATCH = 8
 """Images in memory at once."""
 
-UNITS = {"log10_axion_mass_ev": "log10(m / eV)", "log10_subhalo_mass_msun": "log10(M / M_sun)"}
+UNITS = {
+    "log10_axion_mass_ev": "log10(m / eV)",
+    "log10_subhalo_mass_msun": "log10(M / M_sun)",
+    "n_subhalos": "N",
+}
 
 
 def model_facts(regressor: Regressor | OnnxRegressor, name: str, gate: float) -> dict[str, Any]:
