@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import darkarc
 from darkarc.models import RegressorSpec
@@ -42,6 +43,22 @@ def speaks_of(card: str, spec: RegressorSpec, error: np.ndarray) -> bool:
 
 def test_models_are_there() -> None:
     assert set(LARGEST_ERROR_DEX) == {p.stem for p in MODELS}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_no_image_keeps_the_others_from_their_answer(path: Path) -> None:
+    """Empty, burnt and broken images beside a real one: what they get is theirs alone."""
+    regressor = load(str(path))
+    form = regressor.spec.form
+    lens = render(form["preset"], draw_scenes(form["preset"], "axion", 7, [0]), noise=form["noise"], seed=7)
+    lens = lens.numpy().astype(np.float32)
+    hot, broken = lens.copy(), lens.copy()
+    hot[0, 5, 7], broken[0, 20, 20] = 1e20, np.nan
+    strange = [lens, 0 * lens, 0 * lens + 1, 1e30 * lens, hot, broken, -lens]
+    alone, beside = (regressor(torch.from_numpy(x)[:, None]) for x in (lens, np.concatenate(strange)))
+    for one, other in zip(alone, beside, strict=True):
+        assert one is None or torch.allclose(one[0], other[0], rtol=0, atol=1e-5)
+    assert beside.median[1:3].isfinite().all(), "an even image has an answer, if a worthless one"
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
