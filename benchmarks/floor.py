@@ -134,6 +134,11 @@ def beside(
         ratios = numerator[drawn].sum(axis=1) / denominator[drawn].sum(axis=1)
         ratio = numerator.sum() / denominator.sum()
         print(f"  {what}: {ratio:.3f} +- {ratios.std():.3f} times those of the exact posteriors")
+    for low in np.arange(-24, -22, 0.5):
+        inside = (truth >= low) & (truth < low + 0.5)
+        if inside.any():
+            its, best = (part[inside].mean() for part in expected)
+            print(f"  {low:.1f} to {low + 0.5:.1f}: expected errors, exact {best:.5f}, its own {its:.5f}")
 
 
 def report(preset: str, noise: str, density: np.ndarray, truth: np.ndarray, seconds: np.ndarray) -> None:
