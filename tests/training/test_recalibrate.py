@@ -58,9 +58,10 @@ def test_a_missing_calibration_split_is_named(tmp_path):
         (0, {}, r"no samples in the calibration split; raise prepare\.calibration"),
         (0, {"recalibration": "none", "vortex_fit": True}, "no samples in the calibration split"),
         (1, {}, r"\(calibration\): no axion sample"),
+        (1, {"recalibration": "none", "novelty": "mixture"}, r"\(calibration\): no axion sample"),
         (100, {"vortex_fit": True}, r"expected at least 300 .*found 60: raise prepare\.calibration, or set"),
     ],
-    ids=["no_split", "no_split_for_the_fit", "no_axion", "few_lenses"],
+    ids=["no_split", "no_split_for_the_fit", "no_axion", "no_axion_for_the_novelty", "few_lenses"],
 )
 def test_a_calibration_that_must_fail_is_named_before_the_training(tmp_path, monkeypatch, n, model, message):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -22,10 +22,14 @@ def fit_novelty(config: Config, regressor: Regressor, prepared: Store) -> None:
     """
     if regressor.novelty is None:
         return
-    has_calibration = "calibration" in prepared.samples["split"].unique().to_pylist()
-    splits = ("train", "calibration" if has_calibration else "validation")
-    seen = [_seen(config, regressor, prepared, split) for split in splits]
+    seen = [_seen(config, regressor, prepared, split) for split in ("train", scale_split(prepared))]
     regressor.novelty.fit(*seen)
+
+
+def scale_split(prepared: Store) -> str:
+    """The split that says how rare a novelty is: `calibration`, or `validation` where there is none."""
+    splits = prepared.samples["split"].unique().to_pylist()
+    return "calibration" if "calibration" in splits else "validation"
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from darkarc.config import DEFAULT_TARGET, Config
 from darkarc.data.batches import ImageSource
 from darkarc.data.store import Store
 from darkarc.models import Grid, Recalibration, Regressor
+from darkarc.training.fit_novelty import scale_split
 from darkarc.training.fit_vortex import fit_vortex, lenses_to_fit
 from darkarc.training.objectives import VALIDATION_BATCH
 from darkarc.training.smooth_bins import smooth_bins
@@ -17,10 +18,12 @@ LEAST_IMAGES = 30
 
 
 def check_calibration(config: Config, prepared: Store) -> None:
-    """Raise now the `BatchError` that `recalibrate` would raise when everything is trained.
+    """Raise now the `BatchError` that `recalibrate` or `fit_novelty` would raise when everything is trained.
 
     Reads the table of the prepared store and none of its images.
     """
+    if config.model.novelty != "none":
+        ImageSource(prepared, scale_split(prepared), config.targets, memory_gb=0)
     if not _wanted(config):
         return
     source = ImageSource(prepared, "calibration", config.targets, memory_gb=0)
