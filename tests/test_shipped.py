@@ -56,8 +56,10 @@ def test_no_image_keeps_the_others_from_their_answer(path: Path) -> None:
     hot[0, 5, 7], broken[0, 20, 20] = 1e20, np.nan
     strange = [lens, 0 * lens, 0 * lens + 1, 1e30 * lens, hot, broken, -lens]
     alone, beside = (regressor(torch.from_numpy(x)[:, None]) for x in (lens, np.concatenate(strange)))
-    for one, other in zip(alone, beside, strict=True):
-        assert one is None or torch.allclose(one[0], other[0], rtol=0, atol=1e-5)
+    for part in ("median", "quantiles", "class_probability"):
+        one, other = getattr(alone, part)[0], getattr(beside, part)[0]
+        # Sums over a batch of another size may round otherwise.
+        assert torch.allclose(one, other, rtol=0, atol=1e-4), part
     assert beside.median[1:3].isfinite().all(), "an even image has an answer, if a worthless one"
 
 
