@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patches import StepPatch
 
 from darkarc.data.form import DataForm
 from darkarc.evaluation.binning import by_bin, mass_edges
@@ -26,6 +27,7 @@ from darkarc.evaluation.figures.training import curve_names
 from darkarc.evaluation.metrics import Scores, coverage, draw_references, score
 from darkarc.evaluation.published import compare
 from darkarc.evaluation.style import axis_label, style, to_png
+from darkarc.models import Posterior
 from tests.evaluation.conftest import EDGES, HISTORY, posterior_and_truth
 
 TARGET = "log10_axion_mass_ev"
@@ -89,6 +91,23 @@ CASES: dict[str, Callable[[], Figure]] = {
     ),
     "published, none": lambda: published_figure(compare(TARGET, DataForm(None, None, None)), 0.2, None, None),
 }
+
+
+def test_an_interval_within_one_bin_is_drawn_dark() -> None:
+    density = np.full((1, 64), 1e-6)
+    density[0, 20] = 1.0
+    density /= density.sum() * (2 / 64)
+    edges = np.linspace(-24, -22, 65)
+    one = Posterior(edges, density, np.array([[1.0, 0, 0]]), TARGET)
+    low, high = one.interval(0.68)[0]
+    assert edges[20] < low < high < edges[21]
+    drawn = np.zeros((1, 8, 8)), one, np.array([-23.36])
+    drawn[0][0, 4, 4] = 1.0
+    with style():
+        figure = examples_figure(TARGET, drawn, drawn)
+    steps = [patch for axes in figure.axes for patch in axes.patches if isinstance(patch, StepPatch)]
+    dark = [np.flatnonzero(step.get_data().values) for step in steps if step.get_alpha() == 0.9]
+    assert [bins.tolist() for bins in dark] == [[20], [20]]
 
 
 @pytest.mark.parametrize("name", CASES)
