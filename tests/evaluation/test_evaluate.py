@@ -77,6 +77,11 @@ def test_numbers_are_those_of_an_exact_reader(evaluated: tuple[Path, dict[str, A
     assert "only rounding limits it" in metrics["missing"][0]["reason"]
     assert sum(row["n"] for row in metrics["by_mass"]) == 300 and len(metrics["by_mass"]) == 5
     assert [row["n"] for row in metrics["by_tercile"]] == [100, 100, 100]
+    for row in metrics["by_mass"]:
+        for level in (50, 68, 90, 95):
+            expected = row[f"coverage_{level}_expected"]
+            error = np.sqrt(expected * (1 - expected) / row["n"])
+            assert abs(row[f"coverage_{level}"] - expected) < 4 * error + 0.02
 
 
 def test_the_file_holds_what_was_returned_and_only_finite_numbers(

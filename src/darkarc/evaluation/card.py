@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from darkarc.evaluation.wording import (
-    BINNED_TRUTH,
     MEANINGS,
+    about_true_values,
     as_published,
     limits,
     meaning,
@@ -15,7 +15,16 @@ from darkarc.evaluation.wording import (
 )
 from darkarc.models import QUANTILE_LEVELS, RegressorSpec
 
-BY_MASS = ("mae_dex", "floor_mae_dex", "bias_dex", "coverage_68", "coverage_90", "sharpness_dex")
+BY_MASS = (
+    "mae_dex",
+    "floor_mae_dex",
+    "bias_dex",
+    "coverage_68",
+    "coverage_68_expected",
+    "coverage_90",
+    "coverage_90_expected",
+    "sharpness_dex",
+)
 
 
 def model_card(
@@ -112,7 +121,7 @@ def _by_mass(metrics: Mapping[str, Any]) -> list[str]:
         (f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"]), *(_binned(row, name) for name in names))
         for row in rows
     ]
-    return ["### By true value", _table(header, body), BINNED_TRUTH]
+    return ["### By true value", _table(header, body), about_true_values(rows)]
 
 
 def _binned(row: Mapping[str, Any], name: str) -> str:

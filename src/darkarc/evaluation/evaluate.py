@@ -16,7 +16,7 @@ from darkarc.data.form import data_form
 from darkarc.data.store import Store
 from darkarc.durable import sync
 from darkarc.evaluation.alarms import leakage_warnings, target_warnings
-from darkarc.evaluation.binning import by_bin, mass_edges, tercile_edges
+from darkarc.evaluation.binning import add_expected_coverage, by_bin, mass_edges, tercile_edges
 from darkarc.evaluation.classes import ClassScores, class_standard_errors, score_classes
 from darkarc.evaluation.context import describe_data, describe_regressor, train_median
 from darkarc.evaluation.metrics import EvaluationError, Scores, standard_errors, summarise
@@ -79,6 +79,7 @@ def evaluate(
         "test",
         batch_size=config.evaluate.batch_size,
         seed=config.seed,
+        mass_bins=config.evaluate.mass_bins,
         progress=progress,
     )
     results = [_measure(config, prepared, predictions, target) for target in regressor.targets]
@@ -124,7 +125,8 @@ def read_history(path: Path) -> "History":
 
 
 def _measure(config: Config, prepared: Store, predictions: Predictions, target: str) -> TargetResult:
-    scores = predictions.scores[target][predictions.with_truth(target)]
+    known = predictions.with_truth(target)
+    scores = predictions.scores[target][known]
     edges = predictions.edges[target]
     low, high = float(edges[0]), float(edges[-1])
     values, reasons = summarise(scores)
@@ -144,6 +146,7 @@ def _measure(config: Config, prepared: Store, predictions: Predictions, target: 
         metrics["std_between"] = float(np.sqrt(between))
     bins = mass_edges(low, high, config.evaluate.mass_bins)
     metrics["by_mass"] = by_bin(scores, scores.truth, bins, config.seed)
+    add_expected_coverage(metrics["by_mass"], predictions.cumulative[target][known])
     metrics["by_tercile"] = []
     if len(scores) >= 3:
         thirds = tercile_edges(scores.median)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from darkarc.config import CLASSES, TARGET_CLASS
 from darkarc.data.store import Store
+from darkarc.evaluation.binning import cumulative_at, mass_edges
 from darkarc.evaluation.metrics import EvaluationError, Scores, draw_references, score
 from darkarc.models.posterior import Posterior, PosteriorError
 
@@ -40,6 +41,7 @@ class Predictions:
     rows: (N,) their rows in the store. label: (N,) index into `CLASSES`, -1 where the class is unknown.
     class_probability: (N, 3). scores: target to scores, nan where an image has no true value.
     edges: target to the (K+1,) edges of its posterior's grid, which span the prior range.
+    cumulative: target to (N, B+1), the posterior's probability below each edge of B equal bins of the prior.
     """
 
     rows: NDArray[np.intp]
@@ -48,6 +50,7 @@ class Predictions:
     class_probability: Floats
     scores: Mapping[str, Scores]
     edges: Mapping[str, Floats]
+    cumulative: Mapping[str, Floats]
 
     def with_truth(self, target: str) -> NDArray[np.intp]:
         """(M,) positions, among the N, of the images that have a true value of this target."""
@@ -69,10 +72,18 @@ def true_values(store: Store, rows: NDArray[np.intp], target: str) -> Floats:
 
 
 def predict_split(
-    regressor: Predictor, store: Store, split: str, *, batch_size: int, seed: int, progress: bool = False
+    regressor: Predictor,
+    store: Store,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+    mass_bins: int = 8,
+    progress: bool = False,
 ) -> Predictions:
     """Predict every image of a split for every target of the regressor.
 
+    mass_bins: B of `Predictions.cumulative`.
     Raises `EvaluationError` for an empty split, images of another size, or a prediction that is not finite.
     """
     from rich.progress import track
@@ -93,6 +104,7 @@ def predict_split(
     references: dict[str, Floats] = {}
     edges: dict[str, Floats] = {}
     scores: dict[str, list[Scores]] = {target: [] for target in regressor.targets}
+    cumulative: dict[str, list[Floats]] = {target: [] for target in regressor.targets}
     probabilities = []
     starts = range(0, len(rows), batch_size)
     for start in track(starts, description=f"Predicting {split}", disable=not progress):
@@ -104,6 +116,8 @@ def predict_split(
                 edges[target] = posterior.edges
                 references[target] = draw_references(posterior.edges, len(rows), seed)
             scores[target].append(score(posterior, truths[target][batch], references[target][batch]))
+            bins = mass_edges(float(posterior.edges[0]), float(posterior.edges[-1]), mass_bins)
+            cumulative[target].append(cumulative_at(posterior, bins))
         probabilities.append(posterior.class_probability)
     labels = {name: index for index, name in enumerate(CLASSES)}
     return Predictions(
@@ -113,6 +127,7 @@ def predict_split(
         class_probability=np.concatenate(probabilities),
         scores={target: Scores.concatenate(parts) for target, parts in scores.items()},
         edges=edges,
+        cumulative={target: np.concatenate(parts) for target, parts in cumulative.items()},
     )
 
 

@@ -11,8 +11,8 @@ from darkarc.config import in_unit
 from darkarc.evaluation.ood import table_rows
 from darkarc.evaluation.style import DOTS_PER_INCH, NAMES
 from darkarc.evaluation.wording import (
-    BINNED_TRUTH,
     MEANINGS,
+    about_true_values,
     as_published,
     limits,
     meaning,
@@ -28,7 +28,9 @@ BY_MASS = (
     "bias_dex",
     "nll",
     "coverage_68",
+    "coverage_68_expected",
     "coverage_90",
+    "coverage_90_expected",
     "sharpness_dex",
 )
 TERCILES = (
@@ -164,7 +166,7 @@ def _section(target: str, metrics: Mapping[str, Any], prefix: str) -> list[str]:
     parts = [
         f"<h3>{prefix}By true value</h3>",
         _binned("True value", rows, BY_MASS, target),
-        f"<p>{BINNED_TRUTH}</p>",
+        f"<p>{about_true_values(rows)}</p>",
     ]
     if terciles:
         title = f"<h3>{prefix}Calibration by third of the predictions</h3>"

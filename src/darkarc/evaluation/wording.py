@@ -1,6 +1,6 @@
 """Names, units and one-line meanings of the numbers, the same in the report and on the model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darkarc.config import TARGET_UNIT, in_unit
@@ -19,6 +19,8 @@ MEANINGS = {
     "coverage_68": ("Coverage at 68%", "", "share of truths in the equal-tailed 68% interval"),
     "coverage_90": ("Coverage at 90%", "", "share of truths in the equal-tailed 90% interval"),
     "coverage_95": ("Coverage at 95%", "", "share of truths in the equal-tailed 95% interval"),
+    "coverage_68_expected": ("Expected at 68%", "", "share in that bin if the posteriors are calibrated"),
+    "coverage_90_expected": ("Expected at 90%", "", "share in that bin if the posteriors are calibrated"),
     "pull_mean": (
         "Mean pull",
         "",
@@ -88,12 +90,17 @@ def meaning(name: str, target: str) -> tuple[str, str, str]:
     return label, TARGET_UNIT[target] if unit == "dex" else unit, text
 
 
-BINNED_TRUTH = (
+_BINNED_TRUTH = (
     "Coverage by true value need not be nominal, not even for an exact posterior: an interval knows "
     "the image, not "
     "the truth, so it misses more often at the ends of the prior and less often in the middle."
 )
-"""Why a table by true value is no test of calibration."""
+_EXPECTED = " What calibrated posteriors as wide as these would have there stands beside it as expected."
+
+
+def about_true_values(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why a table by true value (rows of `by_mass`) is no test of calibration, and what is."""
+    return _BINNED_TRUTH + (_EXPECTED if "coverage_68_expected" in rows[0] else "")
 
 
 def number(value: Any) -> str:
