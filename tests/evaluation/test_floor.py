@@ -49,6 +49,8 @@ def test_light_particles_are_known_to_a_hundredth_of_a_dex_and_heavy_ones_are_no
 def test_an_image_has_the_same_posterior_whatever_stands_beside_it(lenses, posterior):
     alone = exact_posterior(lenses[1][3:4], "model_iii", "physical")
     np.testing.assert_array_equal(alone.density[0], posterior.density[3])
+    tensor = exact_posterior(torch.from_numpy(lenses[1][3:4]), "model_iii", "physical")
+    np.testing.assert_array_equal(alone.density, tensor.density)
 
 
 def test_images_abreast_have_the_posteriors_they_have_alone(lenses):
@@ -72,8 +74,10 @@ def test_a_form_without_noise_has_no_floor_and_says_so(lenses, noise):
 
 
 def test_images_of_another_size_are_refused():
-    with pytest.raises(NoFloor, match="64 x 64"):
+    with pytest.raises(NoFloor, match="64 x 64 pixels, found 32 x 32"):
         exact_posterior(np.ones((1, 32, 32)), "model_iii", "physical")
+    with pytest.raises(NoFloor, match="64 x 64 pixels, found 1 x 64 x 64"):
+        exact_posterior(np.ones((1, 1, 64, 64)), "model_iii", "physical")
 
 
 def test_the_stage_scores_a_store(tmp_path):

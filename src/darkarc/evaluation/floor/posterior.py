@@ -96,7 +96,7 @@ def exact_answers(
     if reason:
         raise NoFloor(reason)
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
-    checked = (_right_size(image, preset) for image in images)
+    checked = (_right_size(np.asarray(image), preset) for image in images)
     with _curves(checked, (preset, noise, distances, device), workers) as curves:
         for curve, residuals in curves:
             misfit = (float(np.mean(residuals**2)) - 1) * math.sqrt(residuals.size / 2)
@@ -107,7 +107,7 @@ def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
     height, width = get_preset(preset).instrument.shape
     if image.shape != (height, width):
         raise NoFloor(
-            f"images of {preset} have {height} x {width} pixels, found {image.shape[0]} x {image.shape[-1]}"
+            f"images of {preset} have {height} x {width} pixels, found {' x '.join(map(str, image.shape))}"
         )
     return image
 
