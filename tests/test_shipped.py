@@ -16,6 +16,7 @@ from darkarc.simulation import draw_scenes, render
 MODELS = sorted((Path(__file__).resolve().parents[1] / "models").glob("*.onnx"))
 LARGEST_ERROR_DEX = {
     "model_i": 0.35,
+    "model_i_physical": 0.35,
     "model_ii": 0.02,
     "model_ii_physical": 0.11,
     "model_iii": 0.02,
