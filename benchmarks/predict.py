@@ -56,10 +56,18 @@ def best_seconds(tasks: list[Callable[[], object]], budget_s: float) -> list[flo
     return best
 
 
-def largest_difference(a: Prediction, b: Prediction) -> float:
-    """In everything but the density, whose unit is that of one over the target's."""
-    both = [(x, y) for x, y in zip(a[1:], b[1:], strict=True) if x is not None and y is not None]
-    return max(float((x - y).abs().max()) for x, y in both)
+def largest_differences(a: Prediction, b: Prediction) -> tuple[float, float]:
+    """In medians, quantiles and class probabilities, and in the novelty (a logarithm of a share).
+
+    The density is left out: its unit is that of one over the target's.
+    """
+    apart = {
+        name: float((x - y).abs().max())
+        for name, x, y in zip(Prediction._fields, a, b, strict=True)
+        if x is not None and y is not None and name != "density"
+    }
+    novelty = apart.pop("novelty", 0.0)
+    return max(apart.values()), novelty
 
 
 def lenses(form: dict[str, str], n: int) -> torch.Tensor:
@@ -80,7 +88,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.threads} thread(s), images/s\n")
     print(
-        "| regressor | batch | eager torch | ONNX Runtime | ratio | largest difference |\n" + "|---" * 6 + "|"
+        "| regressor | batch | eager torch | ONNX Runtime | ratio | answers differ by | novelty by |\n"
+        + "|---" * 7
+        + "|"
     )
     shape = (arguments.pixels, arguments.pixels)
     named = {str(path): load(path) for path in arguments.trained}
@@ -103,10 +113,10 @@ def main() -> None:
                 eager, onnx = best_seconds(
                     [lambda r=regressor, x=images: r(x), lambda r=exported, x=images: r(x)], arguments.seconds
                 )
-                difference = largest_difference(regressor(images), exported(images))
+                answers, novelty = largest_differences(regressor(images), exported(images))
             print(
                 f"| {name} | {batch} | {batch / eager:.0f} | {batch / onnx:.0f} | {eager / onnx:.2f} | "
-                f"{difference:.1e} |"
+                f"{answers:.1e} | {novelty:.1e} |"
             )
 
 
