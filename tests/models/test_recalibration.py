@@ -171,3 +171,62 @@ def test_the_one_more_image_that_may_lie_outside_does_not_lie_at_the_prior_s_end
     assert (
         posterior(recalibration, floor).std.mean() < 1.2 * posterior(Recalibration("none"), floor).std.mean()
     )
+
+
+def strange_case(n: int, seed: int):
+    """Posteriors of one stated width; the stranger the image, the larger its error, up to three times."""
+    generator = np.random.default_rng(seed)
+    novelty = np.minimum(generator.exponential(0.43, n), 2.0)  # one in 10 above 1, as scores are
+    mean = generator.uniform(-23.5, -22.5, n)
+    truth = mean + 0.03 * (1 + novelty) * generator.normal(size=n)
+    logits = -0.5 * ((GRID.centres[None].double() - torch.tensor(mean)[:, None]) / 0.03) ** 2
+    return logits, (torch.tensor(truth) - LOW) / GRID.width, torch.tensor(novelty), truth
+
+
+@pytest.mark.parametrize("n", [1500, 12_000])
+def test_local_widens_the_posteriors_of_strange_images(n):
+    blind, seeing = Recalibration("local"), Recalibration("local")
+    logits, place, novelty, _ = strange_case(n, seed=1)
+    blind.fit(logits, place)
+    seeing.fit(logits, place, novelty)
+    logits, _, novelty, truth = strange_case(12_000, seed=2)
+    for low, high, overconfident in ((0, 0.2, False), (0.8, 1.2, True), (1.6, 2.1, True)):
+        chosen = (novelty >= low) & (novelty < high)
+        density = seeing(logits[chosen], novelty[chosen]).numpy() / GRID.width
+        classes = np.tile([1.0, 0.0, 0.0], (len(density), 1))
+        answer = Posterior(GRID.edges.numpy(), density, classes, "log10_axion_mass_ev")
+        pulls = (truth[chosen] - answer.mean) / answer.std
+        assert np.std(pulls) == pytest.approx(1.0, abs=0.12), (low, n)
+        alike = posterior(blind, logits[chosen])
+        assert np.std((truth[chosen] - alike.mean) / alike.std) > 1.15 or not overconfident, (low, n)
+
+
+def test_beyond_what_calibration_saw_the_width_grows_as_the_novelty_does():
+    recalibration = Recalibration("local")
+    recalibration.by_novelty = torch.tensor([[0.0, 1.0, 2.0], [1.5, 1.0, 0.25]])
+    scores = torch.tensor([-0.4, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    logits = -0.5 * ((GRID.centres[None] + 23) / 0.03) ** 2
+    cold = recalibration.tempered(logits.expand(7, -1), scores)[:, 0] / logits[0, 0]
+    factors = torch.tensor([1.5, 1.5, 1.25, 1.0, 0.25, 0.25 / 4, 0.25 / 16])
+    torch.testing.assert_close(cold, factors)
+    width = posterior_std(recalibration(logits.expand(7, -1), scores))
+    np.testing.assert_allclose(width[:-1] / 0.03, factors[:-1] ** -0.5, rtol=0.02)
+    assert width[-2] < width[-1] < 8 * 0.03  # it reaches the ends of the prior
+    answer = recalibration(logits.expand(2, -1), torch.tensor([1e9, float("inf")]))
+    torch.testing.assert_close(answer, torch.full_like(answer, 1 / BINS))  # the prior
+
+
+def posterior_std(probability: torch.Tensor) -> np.ndarray:
+    classes = np.tile([1.0, 0.0, 0.0], (len(probability), 1))
+    density = probability.numpy() / GRID.width
+    return Posterior(GRID.edges.numpy(), density, classes, "log10_axion_mass_ev").std
+
+
+def test_a_regressor_made_before_novelty_had_a_say_answers_as_it_did():
+    fitted, loaded = Recalibration("local"), Recalibration("local")
+    logits, place, novelty, _ = strange_case(1500, seed=1)
+    fitted.fit(logits, place)
+    before = {name: value for name, value in fitted.state_dict().items() if name != "by_novelty"}
+    loaded.fit(logits, place, novelty)
+    loaded.load_state_dict(before)
+    assert torch.equal(loaded(logits, novelty), fitted(logits))

@@ -8,6 +8,7 @@ from darkarc import config
 from darkarc.data.batches import BatchError
 from darkarc.models import load_regressor, save_regressor
 from darkarc.training import new_regressor
+from darkarc.training.fit_novelty import fit_novelty
 from darkarc.training.recalibrate import check_calibration, recalibrate
 from darkarc.training.stage import train_stage
 from tests.training.conftest import write_prepared
@@ -35,6 +36,24 @@ def test_it_changes_the_answers_and_survives_saving(store, tmp_path, method):
     assert np.all(after.std > before.std)
     save_regressor(regressor, tmp_path / "saved")
     np.testing.assert_array_equal(load_regressor(tmp_path / "saved").predict(images).density, after.density)
+
+
+def test_what_local_learnt_of_the_novelty_is_in_the_answers(store):
+    settings = config.parse({"model": {"width": 0.5, "bins": 32, "smooth_bins": False}})
+    torch.manual_seed(0)
+    regressor = new_regressor(settings, store)
+    torch.nn.init.normal_(regressor.target_layer.weight, std=0.02)
+    fit_novelty(settings, regressor, store)
+    recalibrate(settings, regressor, store)
+    recalibration = regressor.recalibrations[0]
+    assert not torch.equal(recalibration.by_novelty[1], torch.ones(3))
+    images = torch.from_numpy(store.images(slice(0, 8)))[:, None]
+    with torch.inference_mode():
+        answer = regressor(images)
+        logits = regressor.network_logits(regressor.head_outputs(images)[0])[0]
+        told, blind = recalibration(logits, answer.novelty), recalibration(logits)
+    torch.testing.assert_close(answer.density[:, 0], told / regressor.grids[0].width)
+    assert not torch.allclose(told, blind)
 
 
 def test_without_it_nothing_changes(store):

@@ -31,10 +31,10 @@ class ModelConfig(Section):
         "auto",
         description="smooth lens whose residual stands beside the image; auto: compact if it is known",
     )
-    lens_fit: Literal["source", "full"] = Field(
-        "full",
-        description="what that fit frees: the source's position, or the vortex's quadrupole too, and the "
-        "strength of noise-free lenses",
+    lens_fit: Literal["source", "full", "robust"] = Field(
+        "robust",
+        description="what that fit frees: the source's position; full: the vortex's quadrupole too, and the "
+        "strength of noise-free lenses; robust: and draws lone rays of noise-free lenses in",
     )
     vortex_fit: bool = Field(
         False,

@@ -71,9 +71,9 @@ class Ensemble(Regressor):
         probability, classes = self._of_members(features)
         logits = self.network_logits(_logarithm(probability.mean(dim=0)))
         logits = self.with_vortex(logits, images, features)
-        prediction = self.conclude(logits, _logarithm(classes.mean(dim=0)))
-        prediction = prediction._replace(std_between=self._between(probability, prediction.density))
-        return self.with_novelty(prediction, images, features, channels)
+        novelty = self.novelty_of(images, features, channels)
+        prediction = self.conclude(logits, _logarithm(classes.mean(dim=0)), novelty)
+        return prediction._replace(std_between=self._between(probability, prediction.density))
 
     def _of_members(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M F) -> the members' bin probabilities (M, B, T, K) and class probabilities (M, B, 3)."""

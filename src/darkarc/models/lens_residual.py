@@ -13,12 +13,17 @@ The `full` fit knows two things more. Where there is no noise it frees the lens'
 deflections, which DeepLense's sets differ in by parts in a thousand (it follows from the cosmology of the
 pyHalo that was installed). And of the compact lens's residual it says what that tells of a short vortex
 (`models.vortex_evidence`), as numbers beside the image.
+
+The `robust` fit is the full one, and of noise-free images it draws lone rays in (`models.lone_rays`) before
+its last step and adds the source's position to the numbers: how much a vortex moves the arc, and so how well
+its length can be told, depends on it.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from darkarc.models.lone_rays import LoneRays
 from darkarc.models.vortex_evidence import (
     POINT_MASS_LOG10_EV,
     VortexEvidence,
@@ -74,8 +79,9 @@ class LensResidual(nn.Module):
 
     Channels: asinh of the residual in units of each pixel's noise, halved; the residual over its own root
     mean square; the natural logarithm of that root mean square, the same in every pixel. Facts: those of
-    `VortexEvidence`, with `fit: full` and the compact lens. `seen` > 0 fits only that central square and as
-    much around it as the point-spread function reaches.
+    `VortexEvidence`, with `fit: full` or `robust` and the compact lens; with `robust` and without noise the
+    source's position too, in units of the farthest one of the preset. `seen` > 0 fits only that central
+    square and as much around it as the point-spread function reaches.
     Raises `LensResidualError` if preset, noise form and shape are not those of known images.
     """
 
@@ -92,7 +98,7 @@ class LensResidual(nn.Module):
         distances: str,
         shape: tuple[int, int],
         lens: str = "compact",
-        fit: str = "full",
+        fit: str = "robust",
         seen: int = 0,
     ) -> None:
         super().__init__()
@@ -115,12 +121,15 @@ class LensResidual(nn.Module):
         self.register_buffer("plane", plane if self.exact else plane.float(), persistent=False)
         psf = psf_matrix(self.preset.instrument, self.side)
         self.register_buffer("psf", psf if self.exact else psf.float(), persistent=False)
-        self.strength_is_free = fit == "full" and self.exact
+        self.strength_is_free = fit != "source" and self.exact
+        self.lone_rays = LoneRays(psf) if fit == "robust" and self.exact else None
         self.evidence: VortexEvidence | None = None
-        if fit == "full" and lens == "compact":
+        if fit != "source" and lens == "compact":
             core = not (self.exact or self.counts)
             self.evidence = VortexEvidence(self.preset, distances, self.side, exact=self.exact, core=core)
         self.n_facts = self.evidence.n_facts if self.evidence is not None else 0
+        if self.lone_rays is not None and self.n_facts:
+            self.n_facts += 2
         # What may be free beside the source: the lens's strength; the quadrupole's two parts at the end.
         fields = torch.cat([(rays - plane)[None], quadrupole_fields(self.preset, distances, self.side)])
         self.register_buffer("deflections", fields if self.exact else fields.float(), persistent=False)
@@ -162,6 +171,8 @@ class LensResidual(nn.Module):
                 data, source, scale, strength = (x.double() for x in (data, source, scale, strength))
             model, slopes = self._model(source, strength, 1 if self.strength_is_free else 0)
             scale, weight = self._scale_and_weight(data, model, scale)
+            if step == STEPS - 1 and self.lone_rays is not None:
+                data = data - self.lone_rays(data - scale * model)
             change = self._step(data, model, slopes, scale, weight)
             source = (source + change[:, :2]).clamp(self.low, self.high)
             if self.strength_is_free:
@@ -174,6 +185,8 @@ class LensResidual(nn.Module):
             free = [along_x, along_y, *([model] if self.counts else [])]
             free += [stronger] if self.strength_is_free else []
             facts = self.evidence(rest, weight, source, free, (unit[0], unit[1]))
+            if self.lone_rays is not None:
+                facts = torch.cat([facts, source.to(facts.dtype) / self.preset.source.position_arcsec[1]], 1)
         fitted = torch.cat([source, strength], dim=1) if self.strength_is_free else source
         return (rest * weight.sqrt()).float(), fitted.float(), facts
 

@@ -7,7 +7,9 @@ intervals alone, with the finite-sample correction of split conformal prediction
 et al. 2019, arXiv:1905.03222), so that intervals cover at least as often as they say. `local` does as
 `conformal`, with a temperature and a map that vary with the posterior's mean, so that neither end of the
 prior pays for the other (as Mondrian conformal prediction does with classes, Vovk et al. 2005, section
-4.5; here neighbours are interpolated). All of it is in the exported model.
+4.5; here neighbours are interpolated). Its temperature varies with the image's novelty, too: what training
+saw little of is answered worse than the posterior says, and more the stranger it is. All of it is in the
+exported model.
 """
 
 import math
@@ -28,6 +30,13 @@ MAP_PLACES, MANY_MAP_PLACES = 5, 9
 """Means where `local` has a map of its own: fewer, for a map takes more images than a temperature."""
 MANY = 4_500
 """Images, from which on a place of the finer ones has some hundreds to itself."""
+NOVELTIES, MANY_NOVELTIES = (0.0, 1.0, 2.0), (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Scores (`darkarc.models.novelty`) where the temperature of `local` has a factor of its own. From the last
+one on, where no calibration image tells, the width of a posterior grows as the score does."""
+ROUNDS = 3
+"""`local` fits the temperatures along the prior and those along the novelty in turns, so many times."""
+SETTLED = 1e-6
+"""Relative change of an inverse temperature after which Newton's method stops; it converges quadratically."""
 SHRINKAGE = 4.0
 """`local`: so many images' worth of belief at each place that its temperature is the common one."""
 LEAST_WEIGHT = 20.0
@@ -37,10 +46,14 @@ FLOOR = 1e-3
 
 
 class Recalibration(nn.Module):
-    """Logits (B, K) of one target -> recalibrated bin probabilities (B, K); the identity until fitted."""
+    """Logits (B, K) of one target -> recalibrated bin probabilities (B, K); the identity until fitted.
+
+    novelty: (B,) the images' scores, of which `local` makes use; without them all are ordinary alike.
+    """
 
     temperature: Tensor
     coldness: Tensor
+    by_novelty: Tensor
     levels: Tensor
     knots: Tensor
 
@@ -50,12 +63,14 @@ class Recalibration(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         if method == "local":
             self.register_buffer("coldness", torch.ones(PLACES))  # 1 / temperature at each place
+            # Scores, and by what factor a posterior of such an image is colder.
+            self.register_buffer("by_novelty", _all_alike())
         maps = _knots().float()
         self.register_buffer("levels", maps.repeat(MAP_PLACES, 1) if method == "local" else maps)
         self.register_buffer("knots", _knots().float(), persistent=False)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        probability = self.tempered(logits).softmax(dim=1)
+    def forward(self, logits: Tensor, novelty: Tensor | None = None) -> Tensor:
+        probability = self.tempered(logits, novelty).softmax(dim=1)
         if self.method not in MAPS:
             return probability
         if self.method == "local":
@@ -64,12 +79,16 @@ class Recalibration(nn.Module):
             )
         return self._mapped(probability, self.levels[None])
 
-    def tempered(self, logits: Tensor) -> Tensor:
+    def tempered(self, logits: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Logits (B, K) over the temperature, without the map."""
         if self.method != "local":
             return logits / self.temperature
         weights = _place_weights(logits, len(self.coldness))
-        return logits * (weights @ self.coldness.to(logits.dtype))[:, None]
+        coldness = weights @ self.coldness.to(logits.dtype)
+        if novelty is not None:
+            scores, factors = self.by_novelty.to(logits.dtype).unbind()
+            coldness = coldness * (_novelty_weights(novelty.to(logits.dtype), scores) @ factors)
+        return logits * coldness[:, None]
 
     def _mapped(self, probability: Tensor, levels: Tensor) -> Tensor:
         """Through the map (1 or B, KNOTS + 1) of the cumulative distribution."""
@@ -90,15 +109,23 @@ class Recalibration(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """`local` has as many places as the one that was fitted; any other shape is refused as ever."""
-        for name in ("coldness", "levels") if self.method == "local" else ():
-            given, own = state_dict.get(prefix + name), getattr(self, name)
-            if given is not None and given.ndim == own.ndim and given.shape[1:] == own.shape[1:]:
+        if self.method == "local":
+            # Of a regressor that was made before novelty had a say.
+            state_dict.setdefault(prefix + "by_novelty", _all_alike())
+        for name, along in (("coldness", 0), ("by_novelty", 1), ("levels", 0)):
+            given, own = state_dict.get(prefix + name), getattr(self, name, None)
+            if self.method != "local" or given is None or own is None or given.ndim != own.ndim:
+                continue
+            if all(n == m for d, (n, m) in enumerate(zip(given.shape, own.shape, strict=True)) if d != along):
                 setattr(self, name, torch.empty(given.shape, dtype=own.dtype, device=own.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def fit(self, logits: Tensor, place: Tensor) -> None:
-        """Learn from N images: logits (N, K) and where each truth lies, (N,) in bins from the lower edge."""
+    def fit(self, logits: Tensor, place: Tensor, novelty: Tensor | None = None) -> None:
+        """Learn from N images: logits (N, K) and where each truth lies, (N,) in bins from the lower edge.
+
+        novelty: (N,) their scores.
+        """
         if self.method == "none":
             return
         logits, place = logits.double(), place.double().clamp(0, logits.shape[1])
@@ -108,9 +135,9 @@ class Recalibration(nn.Module):
         if self.method == "local":
             many = len(logits) >= MANY
             n_places, n_maps = (MANY_PLACES, MANY_MAP_PLACES) if many else (PLACES, MAP_PLACES)
-            self.coldness = _best_coldness(logits, bins, 1 / temperature, n_places).to(self.coldness)
+            self._fit_coldness(logits, bins, novelty, 1 / temperature, n_places)
             self.levels = self.knots.repeat(n_maps, 1)
-        probability = self.tempered(logits).softmax(dim=1)
+        probability = self.tempered(logits, novelty).softmax(dim=1)
         above = probability.gather(1, bins) * (1 - (place[:, None] - bins))
         pit = (probability.cumsum(dim=1).gather(1, bins) - above).squeeze(1).clamp(0, 1)
         if self.method == "isotonic":
@@ -120,6 +147,27 @@ class Recalibration(nn.Module):
         elif self.method == "local":
             for row, weights in enumerate(_place_weights(logits, len(self.levels)).T):
                 self.levels[row] = _conformal_map(pit, weights)
+
+    def _fit_coldness(
+        self, logits: Tensor, bins: Tensor, novelty: Tensor | None, common: float, n_places: int
+    ) -> None:
+        """The inverse temperature at each place and, with novelties (N,), its factor at each score."""
+        along = _place_weights(logits, n_places)
+        scores = torch.tensor(MANY_NOVELTIES if len(logits) >= MANY else NOVELTIES).to(logits)
+        factors = torch.ones_like(scores)
+        coldness = _best_coldness(logits, bins, along, common)
+        if novelty is not None:
+            strange = _novelty_weights(novelty.to(logits), scores)
+            for _ in range(ROUNDS):
+                factors = _best_coldness(logits * (along @ coldness)[:, None], bins, strange, 1.0)
+                coldness = _best_coldness(logits * (strange @ factors)[:, None], bins, along, common)
+        self.coldness = coldness.to(self.coldness)
+        self.by_novelty = torch.stack([scores, factors]).to(self.by_novelty)
+
+
+def _all_alike() -> Tensor:
+    """(2, P): no novelty changes anything."""
+    return torch.stack([torch.tensor(NOVELTIES), torch.ones(len(NOVELTIES))])
 
 
 def _knots() -> Tensor:
@@ -151,12 +199,26 @@ def _place_weights(logits: Tensor, places: int) -> Tensor:
     return (1 - (mean - nodes).abs()).clamp_min(0)
 
 
-def _best_coldness(logits: Tensor, bins: Tensor, common: float, places: int) -> Tensor:
-    """(places,) inverse temperatures of least negative log-likelihood, drawn towards the common one.
+def _novelty_weights(novelty: Tensor, scores: Tensor) -> Tensor:
+    """(B,) -> (B, P), the shares of a linear interpolation between scores (P,).
 
-    The likelihood is convex in them; Newton's method, with steps that keep them within a factor of two.
+    From the last score s on that one's share falls as (s / novelty)^2: logits that are those of a normal
+    distribution then widen as the novelty grows.
     """
-    weights = _place_weights(logits, places)  # (N, places)
+    last = scores[-1]
+    inside = torch.minimum(torch.maximum(novelty, scores[0]), last)[:, None]
+    passed = ((inside - scores[:-1]) / (scores[1:] - scores[:-1])).clamp(0, 1)  # (B, P - 1)
+    shares = nn.functional.pad(passed, (1, 0), value=1.0) - nn.functional.pad(passed, (0, 1))
+    return shares * (last / torch.maximum(novelty, last)).square()[:, None]
+
+
+def _best_coldness(logits: Tensor, bins: Tensor, weights: Tensor, common: float) -> Tensor:
+    """(P,) inverse temperatures of least negative log-likelihood, drawn towards the common one.
+
+    weights (N, P): the share of each in an image's. The likelihood is convex in them; Newton's method, with
+    steps that keep them within a factor of two.
+    """
+    places = weights.shape[1]
     own = logits.gather(1, bins).squeeze(1)
     coldness = torch.full((places,), common, dtype=logits.dtype, device=logits.device)
     for _ in range(40):
@@ -168,7 +230,11 @@ def _best_coldness(logits: Tensor, bins: Tensor, common: float, places: int) -> 
         slope = weights.T @ (mean - own) + belief * (coldness - common)
         curvature = (weights * variance[:, None]).T @ weights + belief * torch.eye(places).to(logits)
         step = torch.linalg.solve(curvature, slope)
-        coldness = torch.clamp(coldness - step, coldness / 2, coldness * 2)
+        moved = torch.clamp(coldness - step, coldness / 2, coldness * 2)
+        settled = bool(((moved - coldness).abs() <= SETTLED * coldness).all())
+        coldness = moved
+        if settled:
+            break
     return coldness
 
 

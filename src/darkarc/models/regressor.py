@@ -242,7 +242,7 @@ class Regressor(nn.Module):
         features, channels = self.seen(images)
         outputs, class_logits = self.answers(features)
         logits = self.with_vortex(self.network_logits(outputs), images, features)
-        return self.with_novelty(self.conclude(logits, class_logits), images, features, channels)
+        return self.conclude(logits, class_logits, self.novelty_of(images, features, channels))
 
     def network_logits(self, outputs: Tensor) -> list[Tensor]:
         """The heads' numbers (B, T, n_outputs) -> logits (B, K) of each target."""
@@ -255,24 +255,22 @@ class Regressor(nn.Module):
         t = self.targets.index(DEFAULT_TARGET)
         return [*logits[:t], self.vortex_fit(images, features, logits[t]), *logits[t + 1 :]]
 
-    def with_novelty(
-        self, prediction: Prediction, images: Tensor, features: Tensor, channels: Tensor
-    ) -> Prediction:
-        """The prediction with the novelty of its images, if the regressor gives one."""
-        if self.novelty is None:
-            return prediction
-        return prediction._replace(novelty=self.novelty(images, features, channels))
+    def novelty_of(self, images: Tensor, features: Tensor, channels: Tensor) -> Tensor | None:
+        """(B,) of images and what `seen` gave of them; None if the regressor gives none."""
+        return None if self.novelty is None else self.novelty(images, features, channels)
 
     def summarise(self, outputs: Tensor, class_logits: Tensor) -> Prediction:
-        """What `head_outputs` gave -> `Prediction`, without a fitted vortex."""
+        """What `head_outputs` gave -> `Prediction`, without a fitted vortex and without novelty."""
         return self.conclude(self.network_logits(outputs), class_logits)
 
-    def conclude(self, logits: list[Tensor], class_logits: Tensor) -> Prediction:
-        """Logits (B, K) of each target, and the classes' -> `Prediction`, recalibrated."""
+    def conclude(
+        self, logits: list[Tensor], class_logits: Tensor, novelty: Tensor | None = None
+    ) -> Prediction:
+        """Logits (B, K) of each target, the classes' and the novelty -> `Prediction`, recalibrated."""
         densities, quantiles = [], []
         for t, grid in enumerate(self.grids):
             assert isinstance(grid, Grid)
-            probability = self.recalibrations[t](logits[t])  # (B, K)
+            probability = self.recalibrations[t](logits[t], novelty)  # (B, K)
             densities.append(probability / grid.width)
             quantiles.append(self._quantiles(probability, grid))
         all_quantiles = torch.stack(quantiles, dim=1)  # (B, T, 5)
@@ -281,6 +279,7 @@ class Regressor(nn.Module):
             median=all_quantiles[:, :, 0],
             quantiles=all_quantiles[:, :, 1:],
             class_probability=class_logits.softmax(dim=1),
+            novelty=novelty,
         )
 
     def _quantiles(self, probability: Tensor, grid: Grid) -> Tensor:

@@ -39,6 +39,7 @@ def _wanted(config: Config) -> bool:
 def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[str, float]:
     """On the calibration split: smooth the bins, fit the vortex's weight and `model.recalibration`.
 
+    After `fit_novelty`, for `local` makes use of the novelty.
     Returns what to log: `recalibration/n` images used, `recalibration/temperature` of the first target,
     `smooth_bins/gain_nats` with `model.smooth_bins` and `vortex_fit/gain_nats` with `model.vortex_fit`.
     Raises `BatchError` if there is no calibration split; before a training `check_calibration` does.
@@ -49,10 +50,10 @@ def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[s
     source = ImageSource(
         prepared, "calibration", config.targets, memory_gb=config.data.memory_gb, device=device
     )
-    features = _features(regressor, source)
+    features, novelty = _features(regressor, source)
     logged: dict[str, float] = {}
     if config.model.smooth_bins:
-        gain = smooth_bins(regressor, features, source.truth)
+        gain = smooth_bins(regressor, features, source.truth, novelty)
         logged |= {} if gain is None else {"smooth_bins/gain_nats": gain}
     with torch.inference_mode():
         logits = regressor.network_logits(regressor.answers(features)[0])
@@ -63,7 +64,8 @@ def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[s
         known = source.truth[:, t].isfinite()
         if int(known.sum()) < LEAST_IMAGES:
             continue
-        recalibration.fit(logits[t][known], (source.truth[known, t].double() - grid.low) / grid.width)
+        place = (source.truth[known, t].double() - grid.low) / grid.width
+        recalibration.fit(logits[t][known], place, None if novelty is None else novelty[known])
     first = cast(Recalibration, regressor.recalibrations[0])
     return logged | {
         "recalibration/n": float(source.truth[:, 0].isfinite().sum()),
@@ -72,8 +74,14 @@ def recalibrate(config: Config, regressor: Regressor, prepared: Store) -> dict[s
 
 
 @torch.inference_mode()
-def _features(regressor: Regressor, source: ImageSource) -> torch.Tensor:
-    """(N, F) of a whole split."""
+def _features(regressor: Regressor, source: ImageSource) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(N, F) of a whole split, and the images' novelty (N,), None if the regressor gives none."""
     regressor.eval()
-    parts = torch.arange(len(source), device=source.device).split(VALIDATION_BATCH)
-    return torch.cat([regressor.features(source.batch(indices).images) for indices in parts])
+    found, novelties = [], []
+    for indices in torch.arange(len(source), device=source.device).split(VALIDATION_BATCH):
+        images = source.batch(indices).images
+        features, channels = regressor.seen(images)
+        found.append(features)
+        novelties.append(regressor.novelty_of(images, features, channels))
+    known = [novelty for novelty in novelties if novelty is not None]
+    return torch.cat(found), torch.cat(known) if known else None

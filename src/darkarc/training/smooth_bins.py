@@ -39,10 +39,13 @@ SWEEPS = 3
 
 
 @torch.no_grad()
-def smooth_bins(regressor: Regressor, features: Tensor, truth: Tensor) -> float | None:
+def smooth_bins(
+    regressor: Regressor, features: Tensor, truth: Tensor, novelty: Tensor | None = None
+) -> float | None:
     """Smooth the last layer of a `binned` head; returns the gain in nats an image, for the first target.
 
-    features (N, F) of images that training never saw, truth (N, T) of their targets, NaN where unknown.
+    features (N, F) of images that training never saw, truth (N, T) of their targets, NaN where unknown;
+    novelty (N,) of the images, if the regressor gives one.
     None if the head is of another kind, has too few bins or too few truths are known.
     """
     singles = [cast(Regressor, one) for one in getattr(regressor, "members", [regressor])]
@@ -60,7 +63,8 @@ def smooth_bins(regressor: Regressor, features: Tensor, truth: Tensor) -> float 
             if single is regressor and regressor.vortex_fit is None:
                 # What comes next acts on a mixture otherwise, and these logits stay as they are.
                 recalibration = cast(Recalibration, regressor.recalibrations[t])
-                logits = tempered(logits, share, recalibration.method)
+                strange = None if novelty is None else novelty[known]
+                logits = tempered(logits, share, recalibration.method, strange)
             matrix, gain = fitted_smoother(logits, share)
             _apply(single, t, matrix)
             if t == 0:
@@ -68,11 +72,11 @@ def smooth_bins(regressor: Regressor, features: Tensor, truth: Tensor) -> float 
     return float(np.mean(gains)) if gains else None
 
 
-def tempered(logits: Tensor, share: Tensor, method: str) -> Tensor:
+def tempered(logits: Tensor, share: Tensor, method: str, novelty: Tensor | None = None) -> Tensor:
     """Logits (N, K) times the inverse temperature that `model.recalibration` would give each image now."""
     recalibration = Recalibration(method).to(logits.device)
-    recalibration.fit(logits, share * logits.shape[1])
-    return recalibration.tempered(logits)
+    recalibration.fit(logits, share * logits.shape[1], novelty)
+    return recalibration.tempered(logits, novelty)
 
 
 def fitted_smoother(logits: Tensor, share: Tensor) -> tuple[Tensor, float]:

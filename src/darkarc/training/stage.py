@@ -56,8 +56,8 @@ def train_stage(
                 config, store, workdir=folder, tracker=curves, progress=progress, profile=profile
             )
         tracker.log_params({"best_epoch": result.best_epoch, "stopped_early": result.stopped_early})
-        tracker.log_metrics(recalibrate(config, result.regressor, store), step=result.best_epoch)
         fit_novelty(config, result.regressor, store)
+        tracker.log_metrics(recalibrate(config, result.regressor, store), step=result.best_epoch)
         tracker.log_metrics(fit_population(config, result.regressor, store), step=result.best_epoch)
         save_regressor(result.regressor, out)
         write_file(history, _table(result.history))
