@@ -155,12 +155,14 @@ class Recalibration(nn.Module):
         along = _place_weights(logits, n_places)
         scores = torch.tensor(MANY_NOVELTIES if len(logits) >= MANY else NOVELTIES).to(logits)
         factors = torch.ones_like(scores)
-        coldness = _best_coldness(logits, bins, along, common)
+        coldness = _best_coldness(logits, bins, along, common, common * torch.ones(n_places).to(logits))
         if novelty is not None:
             strange = _novelty_weights(novelty.to(logits), scores)
             for _ in range(ROUNDS):
-                factors = _best_coldness(logits * (along @ coldness)[:, None], bins, strange, 1.0)
-                coldness = _best_coldness(logits * (strange @ factors)[:, None], bins, along, common)
+                tempered = logits * (along @ coldness)[:, None]
+                factors = _best_coldness(tempered, bins, strange, 1.0, factors)
+                tempered = logits * (strange @ factors)[:, None]
+                coldness = _best_coldness(tempered, bins, along, common, coldness)
         self.coldness = coldness.to(self.coldness)
         self.by_novelty = torch.stack([scores, factors]).to(self.by_novelty)
 
@@ -212,15 +214,14 @@ def _novelty_weights(novelty: Tensor, scores: Tensor) -> Tensor:
     return shares * (last / torch.maximum(novelty, last)).square()[:, None]
 
 
-def _best_coldness(logits: Tensor, bins: Tensor, weights: Tensor, common: float) -> Tensor:
+def _best_coldness(logits: Tensor, bins: Tensor, weights: Tensor, common: float, coldness: Tensor) -> Tensor:
     """(P,) inverse temperatures of least negative log-likelihood, drawn towards the common one.
 
-    weights (N, P): the share of each in an image's. The likelihood is convex in them; Newton's method, with
-    steps that keep them within a factor of two.
+    weights (N, P): the share of each in an image's; coldness (P,): where to begin. The likelihood is convex
+    in them; Newton's method, with steps that keep them within a factor of two.
     """
     places = weights.shape[1]
     own = logits.gather(1, bins).squeeze(1)
-    coldness = torch.full((places,), common, dtype=logits.dtype, device=logits.device)
     for _ in range(40):
         share = (logits * (weights @ coldness)[:, None]).softmax(dim=1)
         mean = (share * logits).sum(dim=1)
