@@ -28,8 +28,9 @@ class LoneRays(nn.Module):
 
     def forward(self, rest: Tensor) -> Tensor:
         rays = self.unsmear @ rest @ self.unsmear.T
-        most = MOST * second_neighbour(rays.abs())
-        return self.psf @ (rays - torch.minimum(torch.maximum(rays, -most), most)) @ self.psf.T
+        sizes = rays.abs()
+        excess = torch.sign(rays) * (sizes - MOST * second_neighbour(sizes)).clamp_min(0)
+        return self.psf @ excess @ self.psf.T
 
 
 def second_neighbour(sizes: Tensor) -> Tensor:

@@ -208,8 +208,7 @@ def _novelty_weights(novelty: Tensor, scores: Tensor) -> Tensor:
     distribution then widen as the novelty grows.
     """
     last = scores[-1]
-    inside = torch.minimum(torch.maximum(novelty, scores[0]), last)[:, None]
-    passed = ((inside - scores[:-1]) / (scores[1:] - scores[:-1])).clamp(0, 1)  # (B, P - 1)
+    passed = ((novelty[:, None] - scores[:-1]) / (scores[1:] - scores[:-1])).clamp(0, 1)  # (B, P - 1)
     shares = nn.functional.pad(passed, (1, 0), value=1.0) - nn.functional.pad(passed, (0, 1))
     return shares * (last / torch.maximum(novelty, last)).square()[:, None]
 
