@@ -2,8 +2,8 @@
 
 A ray that comes within a thousandth of an arcsecond of one of the vortex's masses is thrown out of the
 image, and what it leaves says where that mass is and nothing of the vortex's length. About one lens in a
-hundred shows one that least squares would give the whole fit to. The point-spread function of a noise-free
-image can be undone, and what is left of one ray is one pixel.
+hundred shows one, and least squares would follow it. The point-spread function of a noise-free image can
+be undone, and what is left of one ray is one pixel.
 """
 
 import torch

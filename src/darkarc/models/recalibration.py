@@ -32,7 +32,7 @@ MANY = 4_500
 """Images, from which on a place of the finer ones has some hundreds to itself."""
 NOVELTIES, MANY_NOVELTIES = (0.0, 1.0, 2.0), (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Scores (`darkarc.models.novelty`) where the temperature of `local` has a factor of its own. From the last
-one on, where no calibration image tells, the width of a posterior grows as the score does."""
+one on, where few calibration images tell, the width of a posterior grows as the score does."""
 ROUNDS = 3
 """`local` fits the temperatures along the prior and those along the novelty in turns, so many times."""
 SETTLED = 1e-6
