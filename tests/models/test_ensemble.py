@@ -54,6 +54,22 @@ def test_recalibration_widens_both_parts_alike(regressor, images):
     assert all(float(m.recalibrations[0].temperature) == 1.0 for m in ensemble.members)
 
 
+def test_recalibration_knows_the_mixture_s_novelty(regressor, images):
+    ensemble = Ensemble.of(members(regressor, bins=32))
+    given = torch.from_numpy(images)[:, None]
+    with torch.inference_mode():
+        ensemble.novelty.fit(*[ensemble.novelty.measure(given, *ensemble.seen(given)) for _ in range(2)])
+    recalibration = ensemble.recalibrations[0]
+    recalibration.by_novelty = torch.tensor([[0.0, 1.0, 2.0], [1.4, 0.8, 0.3]])
+    strange = torch.cat([given, 3 * given])
+    with torch.inference_mode():
+        answer = ensemble(strange)
+        logits = ensemble.network_logits(ensemble.answers(ensemble.features(strange))[0])[0]
+        told, blind = recalibration(logits, answer.novelty), recalibration(logits)
+    torch.testing.assert_close(answer.density[:, 0], told / ensemble.grids[0].width)
+    assert not torch.allclose(told, blind)
+
+
 def test_equal_members_do_not_disagree(regressor, images):
     ensemble = Ensemble.of([regressor(bins=32)] * 2)
     np.testing.assert_allclose(ensemble.predict(images).std_between, 0, atol=2e-4)

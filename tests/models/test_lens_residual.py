@@ -10,7 +10,7 @@ import torch
 from darkarc.config import ModelConfig
 from darkarc.models import Regressor, RegressorSpec
 from darkarc.models.lens_residual import LensResidual, LensResidualError
-from darkarc.models.lone_rays import second_neighbour
+from darkarc.models.lone_rays import inverse, second_neighbour
 from darkarc.simulation import PRESETS, draw_scenes, model_image, render, simulate
 from darkarc.simulation.source import psf_matrix
 
@@ -185,3 +185,10 @@ def test_the_regressor_sees_the_residuals(lens: str, channels: int) -> None:
     assert seen.shape == (4, channels, 64, 64)
     answer = regressor(images("model_iii", "physical", -23.0))
     assert np.isfinite(answer.density.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_the_inverse_of_a_psf_is_one(preset: str) -> None:
+    psf = psf_matrix(PRESETS[preset].instrument, 40)
+    torch.testing.assert_close(inverse(psf) @ psf, torch.eye(40).double(), rtol=0, atol=1e-13)
+    assert float((inverse(psf) - torch.eye(40)).abs().max()) > 0.1

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import LinearConstraint, minimize
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from darkarc.models import Posterior, Recalibration
+from darkarc.models import recalibration as module
 from darkarc.models.heads import Grid
 
 LOW, HIGH, BINS = -24.0, -22.0, 256
@@ -229,4 +232,64 @@ def test_a_regressor_made_before_novelty_had_a_say_answers_as_it_did():
     before = {name: value for name, value in fitted.state_dict().items() if name != "by_novelty"}
     loaded.fit(logits, place, novelty)
     loaded.load_state_dict(before)
+    novelty[:3] = torch.tensor([5.0, 1e9, torch.inf])
     assert torch.equal(loaded(logits, novelty), fitted(logits))
+
+
+def ordinary_case(n: int, seed: int):
+    """Calibrated posteriors whose errors have nothing to do with the scores, one in 1,000 above 3."""
+    logits, place, _ = gaussian_case(n, 0.03, 0.03, seed=seed)
+    return logits, place, torch.tensor(np.random.default_rng(seed).exponential(1 / np.log(10), n))
+
+
+def test_what_is_stranger_is_never_answered_more_surely():
+    """A handful of lucky images at the far end must not make it look sure."""
+    last, unbound = [], []
+    for seed in range(12):
+        logits, place, novelty = ordinary_case(5000, seed)
+        recalibration = Recalibration("local")
+        recalibration.fit(logits, place, novelty)
+        factors = recalibration.by_novelty[1]
+        assert bool((factors.diff() <= 0).all()), factors
+        last.append(float(factors[-1]))
+        bins = place.to(torch.int64)[:, None]
+        shares = module._novelty_weights(novelty, torch.tensor(module.MANY_NOVELTIES).double())
+        free = module._best_coldness(logits, bins, shares, 1.0, torch.ones(6).double())
+        unbound.append(bool(free[-1] > free[-2]))
+    assert np.median(last) == pytest.approx(1.0, abs=0.15)
+    assert any(unbound), "so there was something to forbid"
+
+
+def test_pooled_factors_are_those_of_least_likelihood_among_the_falling():
+    logits, place, novelty = ordinary_case(1500, seed=3)
+    bins, own = place.to(torch.int64)[:, None], place.to(torch.int64)
+    shares = module._novelty_weights(novelty, torch.tensor(module.MANY_NOVELTIES).double())
+    found = module._falling_coldness(logits, bins, shares, torch.ones(6).double())
+
+    def loss(factors: np.ndarray) -> float:
+        scaled = logits * (shares @ torch.from_numpy(factors))[:, None]
+        fit = scaled.log_softmax(dim=1)[torch.arange(len(own)), own].sum()
+        # The belief: so many images of average variance (here near 1/2) at every pool's value.
+        return float(-fit)
+
+    falling = LinearConstraint(np.diff(np.eye(6), axis=0), -np.inf, 0.0)
+    best = minimize(loss, np.linspace(1.1, 0.9, 6), method="SLSQP", constraints=[falling])
+    assert len(np.unique(found.numpy().round(6))) < 6, "so some were pooled"
+    assert loss(found.numpy()) <= best.fun + 0.5, "nats in 1,500 images: what the belief costs"
+    assert loss(found.numpy()) < loss(np.ones(6)) + 1e-9
+
+
+def test_posteriors_without_any_opinion_are_left_alone():
+    logits, place = torch.zeros(200, BINS), torch.linspace(0, BINS - 1, 200)
+    recalibration = Recalibration("local")
+    recalibration.fit(logits, place, torch.linspace(0, 3, 200))
+    assert bool(recalibration.coldness.isfinite().all() and recalibration.by_novelty.isfinite().all())
+
+
+@pytest.mark.parametrize("fitted", ["_pit_map", "_conformal_map"])
+def test_a_map_is_fitted_where_the_answers_are(fitted):
+    """On a GPU; what a device holds is not computed here, where it must lie is checked."""
+    with FakeTensorMode():
+        pit = torch.empty(10, dtype=torch.float64, device="cuda")
+        given = (pit,) if fitted == "_pit_map" else (pit, torch.ones_like(pit))
+        assert getattr(module, fitted)(*given).device.type == "cuda"

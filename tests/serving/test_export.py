@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,6 +148,20 @@ def test_the_novelty_is_in_the_file(wary, lenses, tmp_path):
     ours, theirs = wary.predict(strange).novelty, exported.predict(strange).novelty
     np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3)
     assert np.median(ours[:20]) < 1 and np.all(ours[20:] > 3)
+
+
+def test_what_recalibration_makes_of_the_novelty_is_in_the_file(wary, lenses, tmp_path):
+    told = deepcopy(wary)
+    told.recalibrations[0].by_novelty = torch.tensor([[0.0, 1.0, 2.0], [1.4, 0.8, 0.3]])
+    exported = OnnxRegressor(export_onnx(told, tmp_path / "model.onnx"), threads=1)
+    # Up to twice the last score, as the width at infinity is the prior's.
+    shown = np.concatenate(
+        [lenses[:40], lenses[:40] * np.linspace(1, 1.5, 40, dtype=np.float32)[:, None, None]]
+    )
+    ours, theirs, blind = told.predict(shown), exported.predict(shown), wary.predict(shown)
+    np.testing.assert_allclose(theirs.median, ours.median, atol=1e-3)
+    np.testing.assert_allclose(theirs.std, ours.std, rtol=3e-3)
+    assert np.abs(ours.std / blind.std - 1).max() > 0.2 and np.ptp(ours.novelty) > 2
 
 
 def test_an_ensemble_is_one_file(make_regressor, lenses, tmp_path):

@@ -10,8 +10,9 @@ from darkarc.config import parse
 from darkarc.data.batches import ImageSource
 from darkarc.models import Regressor, save_regressor
 from darkarc.tracking import NullTracker
-from darkarc.training import train, training_digest
+from darkarc.training import new_regressor, train, training_digest
 from darkarc.training.distillation import Teacher, TeacherError, teacher_of
+from darkarc.training.fit_novelty import fit_novelty
 from darkarc.training.objectives import objective
 
 PLAIN = {"recalibration": "none", "novelty": "none", "dropout": 0.0, "stochastic_depth": 0.0}
@@ -62,6 +63,29 @@ def test_the_student_learns_what_the_teacher_says_whatever_the_truth(teacher, pr
         result = train(config, prepared, workdir=tmp_path / "work", tracker=NullTracker(), progress=False)
         found[weight] = divergence(teacher, result.regressor, prepared.images(slice(70, 100)))
     assert found[1.0] < 0.2 * found[0.0], found
+
+
+def test_a_teacher_takes_no_image_for_strange(prepared, settings):
+    """What it was never shown unaugmented would else be taught as unknown."""
+    torch.manual_seed(0)
+    config = settings(model={"dropout": 0.0, "stochastic_depth": 0.0})
+    teacher = new_regressor(config, prepared).eval()
+    torch.nn.init.normal_(teacher.target_layer.weight, std=0.05)
+    fit_novelty(config, teacher, prepared)
+    images = ImageSource(prepared, "train", config.targets).batch(torch.arange(20)).images
+    strange = images + 0.2 * torch.randn_like(images)
+    with torch.inference_mode():
+        ordinary = teacher(strange).density
+        teacher.recalibrations[0].by_novelty[1, 1:] = 0.1
+        assert float(teacher(strange).novelty.min()) > 1 and not torch.allclose(
+            teacher(strange).density, ordinary
+        )
+        torch.testing.assert_close(teacher.of_ordinary(strange).density, ordinary)
+        outputs, classes = teacher.head_outputs(strange)
+        lost = Teacher(teacher, 1.0).loss(
+            teacher, strange, outputs, classes, torch.ones(20, 1, dtype=torch.bool)
+        )
+    assert float(lost[0].abs().max()) < 1e-4
 
 
 def test_another_teacher_is_another_training(teacher, prepared, settings, tmp_path):

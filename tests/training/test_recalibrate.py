@@ -56,6 +56,53 @@ def test_what_local_learnt_of_the_novelty_is_in_the_answers(store):
     assert not torch.allclose(told, blind)
 
 
+def test_smoothing_knows_the_novelty_too(store, monkeypatch):
+    settings = config.parse({"model": {"width": 0.5, "bins": 32}})
+    regressor = new_regressor(settings, store)
+    fit_novelty(settings, regressor, store)
+    given = []
+    monkeypatch.setattr(
+        "darkarc.training.recalibrate.smooth_bins", lambda *arguments: given.append(arguments[3])
+    )
+    recalibrate(settings, regressor, store)
+    chosen = np.flatnonzero(np.array(store.samples["split"].to_pylist()) == "calibration")
+    expected = regressor.predict(store.images(chosen)).novelty
+    np.testing.assert_allclose(np.sort(given[0].numpy()), np.sort(expected), atol=1e-4)
+
+
+def test_the_stage_fits_the_novelty_first(store, tmp_path, monkeypatch):
+    """A recalibration that is done again, with the novelty as it is at the end, finds the same."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    settings = config.parse(
+        {
+            "model": {"width": 0.25, "bins": 32, "smooth_bins": False},
+            "train": {"epochs": 1, "batch_size": 16, "sanity": False},
+            "tracking": {"system_metrics": False, "patience_s": 0},
+        }
+    )
+    train_stage(
+        settings, store.path, out=tmp_path / "trained", run_file=tmp_path / "run.json",
+        history=tmp_path / "history.csv", work=tmp_path / "work", progress=False,
+    )  # fmt: skip
+    regressor = load_regressor(tmp_path / "trained")
+    before = regressor.recalibrations[0].by_novelty.clone()
+    recalibrate(settings, regressor, store)
+    torch.testing.assert_close(regressor.recalibrations[0].by_novelty, before, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(before[1], torch.ones(3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "conformal", "local"])
+def test_what_follows_a_training_runs_on_a_gpu(store, method):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    settings = config.parse({"model": {"recalibration": method, "width": 0.5, "bins": 32}})
+    regressor = new_regressor(settings, store).to("cuda")
+    fit_novelty(settings, regressor, store)
+    assert recalibrate(settings, regressor, store)["recalibration/n"] >= 30
+    assert np.isfinite(regressor.predict(store.images(slice(0, 8))).density).all()
+
+
 def test_without_it_nothing_changes(store):
     settings = config.parse({"model": {"recalibration": "none", "width": 0.5}})
     regressor = new_regressor(settings, store)

@@ -9,7 +9,7 @@ from darkarc import config
 from darkarc.models.ensemble import Ensemble
 from darkarc.training import new_regressor
 from darkarc.training.recalibrate import recalibrate
-from darkarc.training.smooth_bins import fitted_smoother, smooth_bins, smoother
+from darkarc.training.smooth_bins import fitted_smoother, smooth_bins, smoother, tempered
 from tests.training.conftest import write_prepared
 
 BINS = 256
@@ -159,6 +159,20 @@ def test_the_kernel_suits_the_temperature_that_comes_next(store):
         regressor.target_layer.bias /= 4
     sharp = smooth_bins(regressor, features, truth)
     assert sharp == pytest.approx(smooth_bins(jagged(settings, store), features, truth), rel=0.1)
+
+
+def test_a_strange_image_is_tempered_as_recalibration_will():
+    """Strange images with errors three times as large as they say."""
+    rng = np.random.default_rng(0)
+    share, strange = rng.uniform(0.2, 0.8, 2_000), rng.uniform(size=2_000) < 0.3
+    told = share + np.where(strange, 0.06, 0.02) * rng.normal(size=2_000)
+    places = (torch.arange(BINS) + 0.5) / BINS
+    logits = -0.5 * ((places - torch.from_numpy(told)[:, None]) / 0.02) ** 2
+    novelty = torch.from_numpy(np.where(strange, 2.0, 0.0))
+    found = tempered(logits, torch.from_numpy(share), "local", novelty)
+    scale = (found / logits).median(dim=1).values.numpy()
+    assert np.median(scale[strange]) == pytest.approx(1 / 9, rel=0.2)
+    assert np.median(scale[~strange]) == pytest.approx(1.0, rel=0.15)
 
 
 def test_recalibration_begins_with_it(store):

@@ -24,7 +24,7 @@ class LoneRays(nn.Module):
     def __init__(self, psf: Tensor) -> None:
         super().__init__()
         self.register_buffer("psf", psf, persistent=False)
-        self.register_buffer("unsmear", torch.linalg.inv(psf), persistent=False)
+        self.register_buffer("unsmear", inverse(psf), persistent=False)
 
     def forward(self, rest: Tensor) -> Tensor:
         rays = self.unsmear @ rest @ self.unsmear.T
@@ -46,3 +46,18 @@ def second_neighbour(sizes: Tensor) -> Tensor:
             second = torch.maximum(second, torch.minimum(first, beside))
             first = torch.maximum(first, beside)
     return second
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """(N, N) -> its inverse, for a matrix that needs no pivots, as that of a point-spread function.
+
+    Gauss and Jordan's elimination: LAPACK's last bits depend on the number of threads, and this one's are
+    part of an exported file.
+    """
+    n = len(matrix)
+    both = torch.cat([matrix, torch.eye(n).to(matrix)], dim=1)
+    for k in range(n):
+        row = both[k] / both[k, k]
+        both = both - both[:, k, None] * row
+        both[k] = row
+    return both[:, n:]

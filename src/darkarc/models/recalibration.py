@@ -153,23 +153,24 @@ class Recalibration(nn.Module):
     ) -> None:
         """The inverse temperature at each place and, with novelties (N,), its factor at each score."""
         along = _place_weights(logits, n_places)
-        scores = torch.tensor(MANY_NOVELTIES if len(logits) >= MANY else NOVELTIES).to(logits)
-        factors = torch.ones_like(scores)
+        self.by_novelty = _all_alike().to(self.by_novelty)
         coldness = _best_coldness(logits, bins, along, common, common * torch.ones(n_places).to(logits))
         if novelty is not None:
+            scores = torch.tensor(MANY_NOVELTIES if len(logits) >= MANY else NOVELTIES).to(logits)
+            factors = torch.ones_like(scores)
             strange = _novelty_weights(novelty.to(logits), scores)
             for _ in range(ROUNDS):
                 tempered = logits * (along @ coldness)[:, None]
-                factors = _best_coldness(tempered, bins, strange, 1.0, factors)
+                factors = _falling_coldness(tempered, bins, strange, factors)
                 tempered = logits * (strange @ factors)[:, None]
                 coldness = _best_coldness(tempered, bins, along, common, coldness)
+            self.by_novelty = torch.stack([scores, factors]).to(self.by_novelty)
         self.coldness = coldness.to(self.coldness)
-        self.by_novelty = torch.stack([scores, factors]).to(self.by_novelty)
 
 
 def _all_alike() -> Tensor:
-    """(2, P): no novelty changes anything."""
-    return torch.stack([torch.tensor(NOVELTIES), torch.ones(len(NOVELTIES))])
+    """(2, P): no novelty changes anything, for the last score is never passed."""
+    return torch.tensor([[0.0, 1.0, torch.finfo(torch.float32).max], [1.0, 1.0, 1.0]])
 
 
 def _knots() -> Tensor:
@@ -208,6 +209,7 @@ def _novelty_weights(novelty: Tensor, scores: Tensor) -> Tensor:
     distribution then widen as the novelty grows.
     """
     last = scores[-1]
+    novelty = novelty.clamp(max=torch.finfo(torch.float32).max)
     passed = ((novelty[:, None] - scores[:-1]) / (scores[1:] - scores[:-1])).clamp(0, 1)  # (B, P - 1)
     shares = nn.functional.pad(passed, (1, 0), value=1.0) - nn.functional.pad(passed, (0, 1))
     return shares * (last / torch.maximum(novelty, last)).square()[:, None]
@@ -226,7 +228,7 @@ def _best_coldness(logits: Tensor, bins: Tensor, weights: Tensor, common: float,
         mean = (share * logits).sum(dim=1)
         variance = (share * logits.square()).sum(dim=1) - mean.square()
         # Scale-free: belief counts as so many images whose log-odds have the average variance.
-        belief = SHRINKAGE * variance.mean()
+        belief = (SHRINKAGE * variance.mean()).clamp_min(torch.finfo(variance.dtype).tiny)
         slope = weights.T @ (mean - own) + belief * (coldness - common)
         curvature = (weights * variance[:, None]).T @ weights + belief * torch.eye(places).to(logits)
         step = torch.linalg.solve(curvature, slope)
@@ -238,9 +240,27 @@ def _best_coldness(logits: Tensor, bins: Tensor, weights: Tensor, common: float,
     return coldness
 
 
+def _falling_coldness(logits: Tensor, bins: Tensor, weights: Tensor, coldness: Tensor) -> Tensor:
+    """As `_best_coldness`, drawn towards 1, with none above the one before it.
+
+    What is stranger is never answered more surely: the last of them know a few images each. Neighbours in
+    the wrong order are fitted as one, as isotonic regression pools them (Barlow et al. 1972).
+    """
+    pools = [[p] for p in range(weights.shape[1])]
+    while True:
+        shares = torch.stack([weights[:, pool].sum(dim=1) for pool in pools], dim=1)
+        start = torch.stack([coldness[pool].mean() for pool in pools])
+        found = _best_coldness(logits, bins, shares, 1.0, start)
+        rises = (found[1:] > found[:-1]).nonzero()
+        if not len(rises):
+            return torch.cat([value.repeat(len(pool)) for value, pool in zip(found, pools, strict=True)])
+        k = int(rises[0])
+        pools[k : k + 2] = [pools[k] + pools[k + 1]]
+
+
 def _pit_map(pit: Tensor) -> Tensor:
     """(KNOTS + 1,) share of truths whose PIT is at most each level: monotone, from 0 to 1."""
-    levels = _knots()
+    levels = _knots().to(pit)
     share = (pit[None, :] <= levels[:, None]).double().mean(dim=1)
     share[0], share[-1] = 0.0, 1.0
     return (1 - FLOOR) * share + FLOOR * levels
@@ -251,7 +271,7 @@ def _conformal_map(pit: Tensor, weights: Tensor) -> Tensor:
 
     `weights` (N,) say how much each image counts; where few do, the map stays near the identity.
     """
-    levels = _knots()
+    levels = _knots().to(pit)
     half_widths = (2 * levels - 1).abs()
     score = (2 * pit - 1).abs()
     total = weights.sum()
@@ -260,8 +280,8 @@ def _conformal_map(pit: Tensor, weights: Tensor) -> Tensor:
     # go by: the one more image that may lie outside would put 1 / (n + 1) at the prior's far ends.
     never_outside = held * (total + 1) > total - 0.5
     held = torch.where(never_outside, torch.maximum(held, half_widths), held)
-    if total < LEAST_WEIGHT:
-        held = held * total / LEAST_WEIGHT + half_widths * (1 - total / LEAST_WEIGHT)
+    trust = (total / LEAST_WEIGHT).clamp(max=1)
+    held = held * trust + half_widths * (1 - trust)
     held[0] = held[-1] = 1.0
     coverage = (1 - FLOOR) * held + FLOOR * half_widths
     return 0.5 + 0.5 * torch.sign(2 * levels - 1) * coverage

@@ -244,6 +244,12 @@ class Regressor(nn.Module):
         logits = self.with_vortex(self.network_logits(outputs), images, features)
         return self.conclude(logits, class_logits, self.novelty_of(images, features, channels))
 
+    def of_ordinary(self, images: Tensor) -> Prediction:
+        """As `forward`, of images (B, 1, H, W) taken for ordinary: without novelty and what it widens."""
+        features = self.features(images)
+        outputs, class_logits = self.answers(features)
+        return self.conclude(self.with_vortex(self.network_logits(outputs), images, features), class_logits)
+
     def network_logits(self, outputs: Tensor) -> list[Tensor]:
         """The heads' numbers (B, T, n_outputs) -> logits (B, K) of each target."""
         return [self.head.logits(outputs[:, t], cast(Grid, grid)) for t, grid in enumerate(self.grids)]

@@ -1,7 +1,9 @@
 """Knowledge distillation: a student learns the densities of a teacher, not only the truth.
 
 A teacher's density says how far an image tells its mass at all, which one true value does not (Hinton,
-Vinyals & Dean 2015, arXiv:1503.02531). The teacher sees the student's images, augmentation included.
+Vinyals & Dean 2015, arXiv:1503.02531). The teacher sees the student's images, augmentation included, and
+takes none for strange: its novelty knows images as they are, and of an augmented one it would teach that
+nothing is known.
 """
 
 import hashlib
@@ -37,7 +39,7 @@ class Teacher:
         Gives (B, T), 0 where it does not, and of the classes (B,).
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            answer = self.regressor(images)
+            answer = self.regressor.of_ordinary(images)
         columns = []
         for t, grid in enumerate(student.grids):
             assert isinstance(grid, Grid)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darkarc.evaluation.floor.bank import BANK_ANGLES, BANK_MASSES
+from darkarc.evaluation.floor.curve import MassCurve, quantiles
 from darkarc.evaluation.floor.likelihood import PixelLikelihood
 from darkarc.evaluation.floor.nuisance import LIKELY, Reply
 from darkarc.simulation import Preset
@@ -37,6 +38,8 @@ CURVATURE = 0.8
 """Largest mean curvature -d² ln p of a step, (spacing / sigma)² of a Gaussian, that counts as resolved."""
 STEEPEST = 4.0
 """The most that one node adds to that mean, so that a cliff is resolved by enough nodes on top of it."""
+SETTLED = 0.05
+"""Of the width of a 68% interval: by so much its ends and its median may differ with half of the nodes."""
 LARGEST = 20_000
 """Nodes after which the lattice is refined no further."""
 
@@ -190,6 +193,21 @@ class Lattice:
             columns < COLUMNS or along_angle > CURVATURE,
         )
 
+    def unsettled(self) -> tuple[bool, bool]:
+        """Do every other row, and every other node of each row, say something else than all?
+
+        Where the likelihood is rugged, its mean curvature may pass although the sum over nodes depends on
+        where they happen to lie.
+        """
+        found = quantiles(mass_curve(self))
+        most = SETTLED * (found[2] - found[0])
+        moved = []
+        for axis in (0, 1):
+            half = copy(self)
+            half.spacing = [spacing << (axis == along) for along, spacing in enumerate(self.spacing)]
+            moved.append(bool(np.abs(quantiles(mass_curve(half)) - found).max() > most))
+        return moved[0], moved[1]
+
     def _bend_along_angle(self, members: NDArray[np.intp]) -> Floats:
         bend = 2 * self.value[members]
         for step in (-self.spacing[1], self.spacing[1]):
@@ -204,7 +222,11 @@ class Lattice:
         yield from self.fill()
         while len(self.value) < LARGEST:
             coarse = self.too_coarse()
-            if not any(coarse) or min(self.spacing) == 1:
+            if min(self.spacing) == 1:
+                return
+            if not any(coarse):
+                coarse = self.unsettled()
+            if not any(coarse):
                 return
             self.spacing = [s // 2 if halve else s for s, halve in zip(self.spacing, coarse, strict=True)]
             yield from self.fill()
@@ -213,16 +235,6 @@ class Lattice:
 def _mean_curvature(value: Floats, bend: Floats) -> float:
     weight = np.exp(value - value.max())
     return float(np.sum(weight * np.clip(bend, 0.0, STEEPEST)) / weight.sum())
-
-
-@dataclass(frozen=True, eq=False)
-class MassCurve:
-    """Log-evidence (R,), up to a constant, of lattice rows: log10 masses (R,), rising, their spacing."""
-
-    log10_mass_ev: Floats
-    value: Floats
-    spacing: float
-    rows: NDArray[np.int64]
 
 
 def mass_curve(lattice: Lattice) -> MassCurve:

@@ -11,23 +11,18 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
-from scipy.special import logsumexp
 
 from darkarc.config import CLASSES, DEFAULT_TARGET
 from darkarc.evaluation.floor.bank import Bank, make_bank
 from darkarc.evaluation.floor.crossing import residual
+from darkarc.evaluation.floor.curve import MassCurve, bin_density
 from darkarc.evaluation.floor.explore import explored
-from darkarc.evaluation.floor.lattice import MassCurve, mass_curve
+from darkarc.evaluation.floor.lattice import mass_curve
 from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
-from darkarc.evaluation.floor.nuisance import LIKELY
 from darkarc.models import Posterior
 from darkarc.simulation import get_preset
 
 Floats = NDArray[np.float64]
-
-POINTS = 4
-"""Cells a row of the lattice, or a bin if that is narrower, over which the density is summed."""
 
 MISFIT = 5.0
 """Standard deviations of chi-square, from which on no lens of the form explains an image."""
@@ -110,37 +105,6 @@ def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
             f"images of {preset} have {height} x {width} pixels, found {' x '.join(map(str, image.shape))}"
         )
     return image
-
-
-def bin_density(curve: MassCurve, edges: Floats) -> Floats:
-    """(K,) density of a posterior in bins: its logarithm between rows by a cubic spline, summed over cells.
-
-    The cells are narrower than the rows and the bins, so that a posterior within one bin is where it is.
-    A row after the last one is improbable, and the logarithm falls to that in a straight line.
-    """
-    gaps = np.flatnonzero(np.diff(curve.log10_mass_ev) > 1.5 * curve.spacing) + 1
-    step = min(curve.spacing, float(np.diff(edges).min())) / POINTS
-    floor = float(curve.value.max()) - LIKELY
-    ends, logarithm = [], []
-    for part in np.split(np.arange(len(curve.value)), gaps):
-        x, y = curve.log10_mass_ev[part], curve.value[part]
-        low, high = max(x[0] - curve.spacing, edges[0]), min(x[-1] + curve.spacing, edges[-1])
-        cells = np.linspace(low, high, max(1, round((high - low) / step)) + 1)
-        points = 0.5 * (cells[:-1] + cells[1:])
-        beyond = np.array([x[0] - curve.spacing, *x, x[-1] + curve.spacing])
-        value = np.interp(points, beyond, np.array([floor, *y, floor]))
-        inside = (points >= x[0]) & (points <= x[-1])
-        if len(part) >= 4:
-            value[inside] = CubicSpline(x, y)(points[inside])
-        ends.append(cells)
-        logarithm.append(np.concatenate([[-np.inf], value + np.log(np.diff(cells))]))
-    total = np.concatenate(logarithm)
-    cumulative = np.cumsum(np.exp(total - logsumexp(total)))
-    probability = np.diff(
-        np.interp(edges, np.concatenate(ends), cumulative / cumulative[-1], left=0, right=1)
-    )
-    density: Floats = probability / np.diff(edges)
-    return density
 
 
 Form = tuple[str, str, str, str]
