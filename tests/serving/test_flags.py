@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.models import Posterior
-from darkarc.models.flags import LIMIT_DENSITY
+from darkarc.models.flags import LEAST_REACH
 from darkarc.serving import FlagError, Reference, limits, unlikeness
 
 NOISE_LEVEL = 0.0073  # Model III, counts a second
@@ -161,11 +162,35 @@ class TestLimits:
         (flag,) = limits(self.posterior(-23.0, 50.0))
         assert flag == "no constraint: as wide as the prior [-24, -22]"
 
-    def test_gaussian_whose_84th_percentile_touches_the_end(self):
-        """Its density there is exp(-1/2) of the maximum: nearer is a limit, farther is not."""
-        assert pytest.approx(np.exp(-0.5)) == LIMIT_DENSITY
-        assert limits(self.posterior(-22.3, 0.2))[0] == ""
-        assert limits(self.posterior(-22.15, 0.2))[0].startswith("lower limit")
+    @pytest.mark.parametrize("sigma", [0.2, 0.05, 0.03])
+    def test_gaussian_whose_84th_percentile_touches_the_end(self, sigma):
+        """Nearer is a limit, farther is not, however narrow it is."""
+        cut = norm.cdf(-1)
+        reach = [norm.ppf(cut + level * (1 - cut)) + 1 for level in (0.05, 0.5)]
+        assert pytest.approx(reach[0] / reach[1], abs=0.002) == LEAST_REACH
+        assert limits(self.posterior(-22 - 1.15 * sigma, sigma))[0] == ""
+        assert limits(self.posterior(-22 - 0.85 * sigma, sigma))[0].startswith("lower limit")
+        assert limits(self.posterior(-24 + 0.85 * sigma, sigma))[0].startswith("upper limit")
+
+    @pytest.mark.parametrize("shares", [[1.0], [0.7, 0.3], [0.4, 0.3, 0.2, 0.1]])
+    def test_what_is_piled_into_the_last_bins_is_a_limit(self, shares):
+        density = np.zeros(256)
+        density[: len(shares)] = shares
+        density /= self.edges[1] - self.edges[0]
+        piled = Posterior(
+            self.edges, np.stack([density, density[::-1]]), np.tile([1.0, 0, 0], (2, 1)), DEFAULT_TARGET
+        )
+        upper, lower = limits(piled)
+        assert upper.startswith("upper limit: below -23.9") and lower.startswith("lower limit: above -22.0")
+
+    def test_a_narrow_maximum_over_a_flat_rest_is_a_measurement(self):
+        """Of a mixture of the prior with a sure answer the tails reach the ends."""
+        flat = np.full(256, 0.5)
+        sure = self.posterior(-23.0, 0.01).density[0]
+        mixed = Posterior(
+            self.edges, (0.3 * flat + 0.7 * sure)[None], np.array([[1.0, 0, 0]]), DEFAULT_TARGET
+        )
+        assert limits(mixed) == [""]
 
 
 def test_the_novelty_flags_and_then_withholds():

@@ -6,6 +6,7 @@ the calibration images. A little outside, the answer is given with a flag; far o
 a network extrapolates with confidence and without reason.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,10 @@ FEWEST_PIXELS = 5
 MOST_NAMED = 3
 """Statistics named in one flag; the others follow from these."""
 
-LIMIT_DENSITY = float(np.exp(-0.5))
-"""A posterior whose density at the end of the prior exceeds this share of its maximum is a limit: the
-end lies within the interval that would be one standard deviation of a Gaussian."""
-
-END_SHARE = 0.02
-"""Share of the prior range over which the density at its end is averaged."""
+LEAST_REACH = 0.135
+"""A posterior whose 5% quantile lies so much nearer to the end of the prior than its median, as a share, is a
+limit: so it is for a Gaussian, cut off there, whose mean is one standard deviation from the end. A flat one
+has 0.1. It asks for no density at the end, which has none where a posterior is narrower than a bin."""
 
 
 class FlagError(ValueError):
@@ -168,20 +167,24 @@ def limits(posterior: Posterior) -> list[str]:
     Beyond some mass every image looks the same: the posterior is then flat up to the end of the prior, and
     its median says more about the prior than about the lens.
     """
-    edges, density = posterior.edges, posterior.density
-    n_end = max(1, round(END_SHARE * density.shape[1]))
-    height = density.max(axis=1) * LIMIT_DENSITY
-    at_low = density[:, :n_end].mean(axis=1) > height
-    at_high = density[:, -n_end:].mean(axis=1) > height
-    low, high = posterior.quantile([0.05, 0.95]).T
+    edges = posterior.edges
+    low, median, high = posterior.quantile([0.05, 0.5, 0.95]).T
+    at_low = low - edges[0] < LEAST_REACH * (median - edges[0])
+    at_high = edges[-1] - high < LEAST_REACH * (edges[-1] - median)
     said = []
     for row in range(len(posterior)):
         if at_low[row] and at_high[row]:
             said.append(f"no constraint: as wide as the prior [{edges[0]:g}, {edges[-1]:g}]")
         elif at_high[row]:
-            said.append(f"lower limit: above {low[row]:.2f} at 95%")
+            said.append(f"lower limit: above {_told(low[row], edges[-1])} at 95%")
         elif at_low[row]:
-            said.append(f"upper limit: below {high[row]:.2f} at 95%")
+            said.append(f"upper limit: below {_told(high[row], edges[0])} at 95%")
         else:
             said.append("")
     return said
+
+
+def _told(limit: float, end: float) -> str:
+    """With two digits behind the point, and more where they would make it the end of the prior."""
+    apart = max(abs(limit - end), 1e-9)
+    return f"{limit:.{max(2, 1 + math.ceil(-math.log10(apart)))}f}"
