@@ -15,7 +15,7 @@ from torch.nn import functional
 from darkarc.config import Config, ConfigError
 from darkarc.data.store import Store
 from darkarc.tracking.tracker import NullTracker
-from darkarc.training import TrainingError, TrainResult, train
+from darkarc.training import TrainingError, TrainResult, train, workers
 from darkarc.training.distribution import Workers
 from darkarc.training.schedule import EpochEnd, EpochHook
 
@@ -170,6 +170,23 @@ def test_more_workers_than_cores_are_refused(
     config = settings(PLAIN, workers=512, batch_size=512)
     with pytest.raises(TrainingError, match=r"train.workers is 512, but this machine has \d+ cores"):
         train(config, prepared, workdir=tmp_path, tracker=NullTracker(), progress=False)
+
+
+def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for the second one for ever."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(workers, "start_local_ray", lambda *arguments: None)
+    with (
+        pytest.raises(TrainingError, match=r"train.workers is 2, but this machine has 1 GPUs"),
+        workers._ray(2, on_gpu=True),
+    ):
+        pass
+    with workers._ray(2, on_gpu=False):
+        pass
 
 
 def test_batches_that_cannot_be_shared_are_refused(settings: Settings) -> None:

@@ -280,6 +280,16 @@ def test_an_unusable_device_is_named() -> None:
     assert engine.choose_device("auto") == torch.device("cpu")
 
 
+def test_float32_is_float32_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    engine.choose_device("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    assert engine.choose_device("auto") == torch.device("cuda", 1)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.gpu
 def test_it_trains_on_a_gpu(prepared: Store, settings: Settings, tmp_path: Path) -> None:
     if not torch.cuda.is_available():

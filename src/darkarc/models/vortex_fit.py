@@ -281,7 +281,7 @@ class VortexFit(nn.Module):
 
     def _gain(self, lenses: _Lenses, gate: _Gate) -> Tensor:
         """(N,) logarithm of the mixture's probability at the truth, less that of the network's."""
-        ends = self.edges[[0, -1]]
+        ends = self.edges[:: len(self.edges) - 1]
 
         def line(scale: Tensor) -> Tensor:
             sigma = (lenses.facts[:, 1].exp() * scale)[:, None] * math.sqrt(2)

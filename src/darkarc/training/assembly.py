@@ -90,9 +90,17 @@ def prepared_regressor(config: Config, prepared: Store, device: torch.device) ->
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes a GPU where there is one. Raises `TrainingError` if cuda is asked for in vain."""
+    """`auto` takes a GPU where there is one. Raises `TrainingError` if cuda is asked for in vain.
+
+    On a GPU float32 then means float32, in convolutions, too: torch would compute those with ten binary
+    digits (TF32), as no CPU does, and novelty and recalibration would be fitted on other features than are
+    answered with.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device: cuda was asked for, but torch finds no GPU: set device to auto or cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    if device == "cpu":
+        return torch.device(device)
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device(device, torch.cuda.current_device())

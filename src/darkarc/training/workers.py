@@ -67,14 +67,14 @@ def train_in_workers(
 
     Workers run on the Ray cluster that this process is connected to or `RAY_ADDRESS` names, else on this
     machine. The prepared store and `folder` must be reachable from all of its machines. Raises
-    `TrainingError`, also where there are fewer cores than workers.
+    `TrainingError`, also where there are fewer cores, or GPUs, than workers.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     on_gpu = device.type == "cuda"
-    with _ray(config.train.workers):
+    with _ray(config.train.workers, on_gpu):
         mail = ray.remote(num_cpus=0)(_Mail).remote()
         trace = None if profile is None else os.path.abspath(profile)
         work = _Work(config.dump(), os.path.abspath(prepared.path), str(folder), on_epoch, trace)
@@ -215,7 +215,7 @@ class _Relay(NullTracker):
 
 
 @contextlib.contextmanager
-def _ray(workers: int) -> Iterator[None]:
+def _ray(workers: int, on_gpu: bool) -> Iterator[None]:
     """A Ray to run in: the one that is there, that of `RAY_ADDRESS`, or one of our own on the loopback."""
     import ray
 
@@ -233,6 +233,12 @@ def _ray(workers: int) -> Iterator[None]:
                 raise TrainingError(
                     f"train.workers is {workers}, but this machine has {cores} cores: lower it, or set "
                     "RAY_ADDRESS to that of a cluster"
+                )
+            # Ray would wait for the others without a word.
+            if on_gpu and workers > torch.cuda.device_count():
+                raise TrainingError(
+                    f"train.workers is {workers}, but this machine has {torch.cuda.device_count()} GPUs, one "
+                    "for each: lower it, set device to cpu, or set RAY_ADDRESS to that of a cluster"
                 )
             start_local_ray(workers, OBJECT_STORE_BYTES)
         yield
