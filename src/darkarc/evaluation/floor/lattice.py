@@ -39,7 +39,9 @@ CURVATURE = 0.8
 STEEPEST = 4.0
 """The most that one node adds to that mean, so that a cliff is resolved by enough nodes on top of it."""
 SETTLED = 0.05
-"""Of the width of a 68% interval: by so much its ends and its median may differ with half of the nodes."""
+"""Of the width of a 68% interval: by so much its ends and its median may differ with half of the nodes ..."""
+SETTLED_DEX = 0.005
+"""... and by no more than this: where a posterior is wide, nodes are few and cost little."""
 LARGEST = 20_000
 """Nodes after which the lattice is refined no further."""
 
@@ -200,7 +202,7 @@ class Lattice:
         where they happen to lie.
         """
         found = quantiles(mass_curve(self))
-        most = SETTLED * (found[2] - found[0])
+        most = min(SETTLED * (found[2] - found[0]), SETTLED_DEX)
         moved = []
         for axis in (0, 1):
             half = copy(self)
