@@ -85,6 +85,27 @@ def test_flagged_images_are_left_out_unless_asked_for(regressor, population, tmp
         assert json.loads(out.read_text())["n_lenses"] == n
 
 
+def test_the_same_lens_counts_once_however_often_it_is_given(regressor, population, tmp_path):
+    """As overlapping globs give it, and under another name, in another type of number."""
+    folder, images = population
+    once = combine_files(regressor, [folder], tmp_path / "once.json", axion_share="trained", batch_size=4)
+    assert once["n_copies"] == 0
+    np.savez(tmp_path / "again.npz", images[2:4].astype(np.float64))
+    given = [folder, folder / "lens_1.npy", tmp_path / "again.npz", folder]
+    save_regressor(regressor, tmp_path / "model")
+    out = tmp_path / "joint.json"
+    words = ["combine", str(tmp_path / "model"), *map(str, given), "--out", str(out)]
+    result = CliRunner().invoke(app, [*words, "--batch-size", "4", "--axion-share", "trained"])
+    assert result.exit_code == 0, result.output
+    assert f"{N + 3} of those left out are copies: the same pixels as an image before" in result.output
+    found = json.loads(out.read_text())
+    assert (found["lenses"], found["n_copies"]) == (once["lenses"], N + 3)
+    assert found["interval_68"] == pytest.approx(once["interval_68"], abs=1e-6)
+    reasons = {entry["path"]: entry["reason"] for entry in found["left_out"]}
+    assert reasons[f"{tmp_path / 'again.npz'}#1"] == f"the same image as {folder / 'lens_3.npy'}"
+    assert "outside training range" in reasons[str(folder / "x_bright.npy")]
+
+
 def test_what_is_withheld_is_never_asked_about(regressor, population, monkeypatch):
     """An image far from the training may break the regressor's arithmetic, and must not break the lenses'."""
     folder, images = population

@@ -167,5 +167,7 @@ def combine(
         found["limit"] or f"{found['median']:.{digits}f}, 68% interval {low:.{digits}f} to {high:.{digits}f}"
     )
     say(f"{out}: log10(m / eV) from {found['n_lenses']} lenses{left_out}: {said}")
+    if found["n_copies"]:
+        say(f"  {found['n_copies']} of those left out are copies: the same pixels as an image before")
     if "notice" in found:
         say(f"  {found['notice']}")

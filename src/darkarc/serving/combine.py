@@ -1,5 +1,6 @@
 """`darkarc combine`: many lenses, one particle: the joint posterior of the axion mass behind image files."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.data.readers import iter_images
@@ -21,6 +23,8 @@ from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import UNREADABLE, name_of
 
 LEVELS = (0.68, 0.95)
+COPY = "the same image as "
+"""How the reason of a lens begins that already counts under another name."""
 MOST_NAMED = 1000
 """Lenses left out that the document names; all of them count."""
 
@@ -33,6 +37,11 @@ class Lenses:
     posterior: Posterior
     left_out: list[tuple[str, str]]
 
+    @property
+    def n_copies(self) -> int:
+        """Lenses left out because their pixels had come before."""
+        return sum(why.startswith(COPY) for _, why in self.left_out)
+
 
 def read_lenses(
     regressor: Regressor | OnnxRegressor,
@@ -44,6 +53,8 @@ def read_lenses(
 ) -> Lenses:
     """Predict every image under `paths`; what `predict` withholds or flags as unlike training is left out.
 
+    So is what has the pixels of an image before it, whatever its file: one lens counts once.
+
     exact: posteriors of the simulator's own likelihood; lenses that it cannot explain are left out.
     A few kilobytes a lens are kept (64 with `exact`). Raises `PopulationError` if no lens is left.
     """
@@ -52,6 +63,7 @@ def read_lenses(
     reference = Reference(regressor.spec.statistics, regressor.shape)
     items, names, left_out = iter_images(paths), [], []
     parts: list[Posterior] = []
+    met: dict[bytes, str] = {}
     while chunk := list(islice(items, batch_size)):
         readable = []
         for item in chunk:
@@ -65,8 +77,15 @@ def read_lenses(
             continue
         images = np.stack([image for _, image in readable])
         seen = reference.judge(images)
-        able = [k for k, verdict in enumerate(seen) if not verdict.withheld]
-        left_out += [(readable[k][0], v.flag) for k, v in enumerate(seen) if v.withheld]
+        able = []
+        for k, ((name, image), verdict) in enumerate(zip(readable, seen, strict=True)):
+            if verdict.withheld:
+                left_out.append((name, verdict.flag))
+            elif (pixels := _pixels(image)) in met:
+                left_out.append((name, COPY + met[pixels]))
+            else:
+                met[pixels] = name
+                able.append(k)
         if not able:
             continue
         readable, seen, images = [readable[k] for k in able], [seen[k] for k in able], images[able]
@@ -106,6 +125,11 @@ def read_lenses(
         DEFAULT_TARGET,
     )
     return Lenses(names, whole, left_out)
+
+
+def _pixels(image: NDArray[np.float32]) -> bytes:
+    """BLAKE2b of the pixels of an image, the same whatever type of number its file holds them in."""
+    return hashlib.blake2b((image + np.float32(0)).tobytes(), digest_size=16).digest()  # -0.0 becomes 0.0
 
 
 def combine_files(
@@ -206,6 +230,7 @@ def describe(lenses: Lenses, found: dict[int, Population], share: float | str) -
         "target": joint.target,
         "n_lenses": last.n,
         "n_left_out": len(lenses.left_out),
+        "n_copies": lenses.n_copies,
         **numbers(joint),
         "kind": kind_of(limit),
         "limit": limit,
