@@ -12,7 +12,7 @@ from darkarc.models import Posterior
 from darkarc.serving import PredictError, load, predict_files
 from darkarc.serving.combine import combine_files
 from darkarc.serving.exact import ExactPosteriors
-from darkarc.serving.table import QUANTILES
+from darkarc.serving.table import QUANTILES, Journal, Row
 from darkarc.simulation import draw_scenes, render, simulate
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -77,6 +77,35 @@ def test_lenses_get_the_posterior_of_the_simulator(
     np.testing.assert_allclose(rows[3]["log10_mass_median"], own.median[3], atol=2e-6)
     assert all(row[name] is None for row in rows[4:] for name in QUANTILES)
     assert rows[4]["p_no_sub"] is not None and rows[5]["p_no_sub"] is None
+
+
+def test_a_kill_costs_the_lenses_that_were_being_computed(
+    images: NDArray[np.float64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the whole batch, which takes minutes; and what is left gives the undisturbed table."""
+    images = images[[4, 0, 1, 5, 2]]
+    np.save(tmp_path / "lenses.npy", images)
+    regressor = load(str(MODELS / "model_iii_physical.onnx"))
+    options = {"exact": True, "workers": 2, "progress": False}
+    paths, undisturbed, out = [tmp_path / "lenses.npy"], tmp_path / "a.csv", tmp_path / "b.csv"
+    predict_files(regressor, paths, undisturbed, **options)
+    append, kept = Journal.append, []
+
+    def killed(journal: Journal, rows: list[Row], digest: str) -> None:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append([row["path"] for row in rows])
+        append(journal, rows, digest)
+
+    monkeypatch.setattr(Journal, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(regressor, paths, out, **options)
+    monkeypatch.undo()
+    assert kept == [[f"{paths[0]}#0"], [f"{paths[0]}#1"]]
+    # Neither the number of processes nor that of images in memory changes the work.
+    summary = predict_files(regressor, paths, out, **options | {"workers": 1, "batch_size": 4})
+    assert (summary.n_resumed, summary.n_images) == (2, len(images))
+    assert out.read_bytes() == undisturbed.read_bytes()
 
 
 def test_a_population_is_the_product_of_exact_posteriors(tmp_path: Path) -> None:

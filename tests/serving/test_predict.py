@@ -192,11 +192,11 @@ def test_killed_call_goes_on_and_gives_the_undisturbed_table(
     with journal.open("ab") as file:
         file.write(b'[["torn')  # the kill came in the middle of a line
     seen = []
-    answers_of = predict.Answers.of
+    stream = predict.Answers.stream
     monkeypatch.setattr(
         predict.Answers,
-        "of",
-        lambda self, items: answers_of(self, (seen.append(item) or item for item in items)),
+        "stream",
+        lambda self, items: stream(self, (seen.append(item) or item for item in items)),
     )
     summary = predict_files(regressor, paths, out, **options)
     assert (summary.n_resumed, summary.n_images, len(seen)) == (9, 20, 11)

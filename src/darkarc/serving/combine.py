@@ -81,10 +81,10 @@ def read_lenses(
         for k, ((name, image), verdict) in enumerate(zip(readable, seen, strict=True)):
             if verdict.withheld:
                 left_out.append((name, verdict.flag))
-            elif (pixels := _pixels(image)) in met:
-                left_out.append((name, COPY + met[pixels]))
+            elif (digest := _digest(image)) in met:
+                left_out.append((name, COPY + met[digest]))
             else:
-                met[pixels] = name
+                met[digest] = name
                 able.append(k)
         if not able:
             continue
@@ -127,7 +127,7 @@ def read_lenses(
     return Lenses(names, whole, left_out)
 
 
-def _pixels(image: NDArray[np.float32]) -> bytes:
+def _digest(image: NDArray[np.float32]) -> bytes:
     """BLAKE2b of the pixels of an image, the same whatever type of number its file holds them in."""
     return hashlib.blake2b((image + np.float32(0)).tobytes(), digest_size=16).digest()  # -0.0 becomes 0.0
 

@@ -72,6 +72,8 @@ class ExactAnswers(Answers):
     as `ExactPosteriors`.
     """
 
+    at_once = 1
+
     def __init__(
         self, regressor: Regressor | OnnxRegressor, target: str, gate: float, workers: int = 1
     ) -> None:
@@ -80,12 +82,12 @@ class ExactAnswers(Answers):
 
     def _sharpened(
         self, images: NDArray[np.float32], posterior: Posterior, wanted: Sequence[int]
-    ) -> dict[int, Sharpened]:
-        found: dict[int, Sharpened] = {}
+    ) -> Iterator[Sharpened]:
+        if not wanted:
+            return
         for k, (density, why_not) in zip(wanted, self._exact.of(images[list(wanted)]), strict=True):
             classes = posterior.class_probability[k : k + 1]
             sharp = None
             if density is not None:
                 sharp = Posterior(self._exact.edges, density[None], classes, self.target)
-            found[k] = Sharpened(sharp, why_not)
-        return found
+            yield Sharpened(sharp, why_not)

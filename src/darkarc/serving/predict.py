@@ -1,8 +1,8 @@
 """`darkarc predict`: any number of image files to one table, a row an image."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,7 +88,8 @@ def predict_files(
     paths: files, folders and stores, as `darkarc.data.readers.iter_images` takes them.
     target: the column to answer; default: `log10_axion_mass_ev`, or the regressor's only target.
     gate: an image whose probability of the target's class is lower gets no mass.
-    batch_size: images in memory at once.
+    batch_size: images in memory at once, and what a kill can cost; with `exact` it costs the lenses that
+        were being computed.
     resume: go on where a killed call with the same regressor, paths and options stopped, if the images that
         it answered are still the same.
     pictures: a folder for a picture of each image that was read, named by its row.
@@ -109,7 +110,7 @@ def predict_files(
     listed = [printable(str(path)) for path in paths]
     identity = {
         "regressor": fingerprint(regressor), "paths": listed, "target": answers.target, "gate": gate,
-        "batch_size": batch_size, "exact": exact,
+        "batch_size": batch_size if answers.at_once is None else None, "exact": exact,
         # What the journal holds has its picture only where pictures were asked for.
         "pictures": None if pictures is None else printable(str(pictures)),
     }  # fmt: skip
@@ -117,16 +118,17 @@ def predict_files(
         items, summary = _after_journal(journal, paths, out)
         advance(summary.n_resumed)
         album = None if pictures is None else _album(pictures)
-        while chunk := list(islice(items, batch_size)):
-            given = answers.of(chunk)
-            rows = [answer.row for answer in given]
-            if album is not None:
-                # Before the journal: what it has, has its picture.
-                for number, (item, answer) in enumerate(zip(chunk, given, strict=True), summary.n_images):
-                    album.add(number, answer.row, item.image, answer.posterior)
-            journal.append(rows, images_digest(chunk))
-            summary.add(rows)
-            advance(len(rows))
+        with closing(_portions(answers, items, batch_size)) as portions:
+            for portion, given in portions:
+                rows = [answer.row for answer in given]
+                if album is not None:
+                    # Before the journal: what it has, has its picture.
+                    numbered = enumerate(zip(portion, given, strict=True), summary.n_images)
+                    for number, (item, answer) in numbered:
+                        album.add(number, answer.row, item.image, answer.posterior)
+                journal.append(rows, images_digest(portion))
+                summary.add(rows)
+                advance(len(rows))
         if summary.n_images == 0:
             journal.remove()
             raise PredictError(
@@ -135,6 +137,17 @@ def predict_files(
         write_table(out, (row for batch, _ in journal.batches() for row in batch))
         journal.remove()
     return summary
+
+
+def _portions(
+    answers: "Answers", items: Iterator[ImageItem], batch_size: int
+) -> Generator[tuple[list[ImageItem], list["Answer"]], None, None]:
+    """Images and their answers: batch by batch, or one by one where no answer hangs on its batch."""
+    while chunk := list(islice(items, batch_size)):
+        given = answers.stream(chunk)
+        size = len(chunk) if answers.at_once is None else 1
+        for begin in range(0, len(chunk), size):
+            yield chunk[begin : begin + size], list(islice(given, size))
 
 
 def _answers(
@@ -202,7 +215,13 @@ class Sharpened:
 
 
 class Answers:
-    """Turns a chunk of images into rows."""
+    """Turns a chunk of images into rows.
+
+    at_once: images that the regressor sees together, None: the chunk. Where it is a number, no answer
+        hangs on the chunk, and a journal may hold a part of one.
+    """
+
+    at_once: int | None = None
 
     def __init__(self, regressor: Regressor | OnnxRegressor, target: str, gate: float) -> None:
         self.regressor, self.target, self.gate = regressor, target, gate
@@ -215,6 +234,10 @@ class Answers:
 
     def of(self, items: Iterable[ImageItem]) -> list[Answer]:
         """One answer an item, in order."""
+        return list(self.stream(items))
+
+    def stream(self, items: Iterable[ImageItem]) -> Iterator[Answer]:
+        """As `of`, each answer as soon as it and those before it are there."""
         answers, images, places = [], [], []
         for item in items:
             refusal = self._refusal(item)
@@ -223,18 +246,19 @@ class Answers:
             if item.image is not None and not refusal:
                 images.append(np.asarray(item.image, np.float32))
                 places.append(len(answers) - 1)
-        if not images:
-            return answers
-        stack = np.stack(images)
-        verdicts = self.reference.judge(stack)
-        for place, verdict in zip(places, verdicts, strict=True):
-            answers[place].row["flag"] = verdict.flag
-        kept = [k for k, verdict in enumerate(verdicts) if not verdict.withheld]
+        kept: dict[int, int] = {}
+        later: Iterator[Answer] = iter(())
+        if images:
+            stack = np.stack(images)
+            verdicts = self.reference.judge(stack)
+            for place, verdict in zip(places, verdicts, strict=True):
+                answers[place].row["flag"] = verdict.flag
+            kept = {places[k]: k for k, verdict in enumerate(verdicts) if not verdict.withheld}
         if kept:
-            said = [(answers[places[k]].row["path"], verdicts[k].flag) for k in kept]
-            for k, answer in zip(kept, self._answered(stack[kept], said), strict=True):
-                answers[places[k]] = answer
-        return answers
+            said = [(answers[place].row["path"], verdicts[k].flag) for place, k in kept.items()]
+            later = self._answered(stack[list(kept.values())], said)
+        for place, answer in enumerate(answers):
+            yield next(later) if place in kept else answer
 
     def _refusal(self, item: ImageItem) -> str:
         if item.image is None:
@@ -243,7 +267,7 @@ class Answers:
 
     def _answered(self, images: NDArray[np.float32], said: list[tuple[str, str]]) -> Iterator[Answer]:
         """Answers for images (N, H, W) with their names and flags."""
-        posterior = self.regressor.predict(images, target=self.target, batch_size=len(images))
+        posterior = self.regressor.predict(images, target=self.target, batch_size=self.at_once or len(images))
         quantiles, classes = posterior.quantile(LEVELS), posterior.class_probability
         share, unlike, limit = (
             classes[:, CLASSES.index(self.class_name)],
@@ -251,7 +275,7 @@ class Answers:
             limits(posterior),
         )
         wanted = [k for k, one in enumerate(unlike) if not one.withheld and share[k] >= self.gate]
-        sharpened = self._sharpened(images, posterior, wanted) if wanted else {}
+        sharpened = self._sharpened(images, posterior, wanted)
         for k, (name, noted) in enumerate(said):
             flag = _joined(noted, unlike[k].flag)
             if unlike[k].withheld:
@@ -259,7 +283,7 @@ class Answers:
             elif k not in wanted:
                 other = f"not {self.class_name}-like (p_{self.class_name}={share[k]:.2g})"
                 yield Answer(table_row(name, _joined(flag, other), classes[k]))
-            elif (better := sharpened.get(k, _NOT_SHARPENED)).posterior is None:
+            elif (better := next(sharpened, _NOT_SHARPENED)).posterior is None:
                 flag = _joined(flag, better.why_not, limit[k])
                 yield Answer(table_row(name, flag, classes[k], quantiles[k]), posterior, k)
             else:
@@ -269,9 +293,9 @@ class Answers:
 
     def _sharpened(
         self, images: NDArray[np.float32], posterior: Posterior, wanted: Sequence[int]
-    ) -> dict[int, Sharpened]:
-        """Better posteriors of those images that are to get a mass; none by default."""
-        return {}
+    ) -> Iterator[Sharpened]:
+        """Better posteriors of those images that are to get a mass, in order; none by default."""
+        return iter(())
 
 
 _NOT_SHARPENED = Sharpened(None, "")
