@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from darkarc.cli import app
 from darkarc.config import ServeConfig
 from darkarc.serving.web import PageServer, ServeError, read_token, server
-from darkarc.serving.web.page import FILES, build
+from darkarc.serving.web.page import FILES, build, wants_table
 from darkarc.serving.web.pool import WorkerPool
 from darkarc.serving.web.uploads import Refused, shown_name
 
@@ -43,7 +43,10 @@ class RecordingPool:
         if self.error:
             raise self.error
         return {
-            "files": [{"name": u.name, "images": [{"line": f"{u.name}\n"}], "more": False} for u in uploads]
+            "files": [
+                {"name": u.name, "images": [{"line": f"{u.name}\n"}], "more": False, "rest": ""}
+                for u in uploads
+            ]
         }
 
 
@@ -260,6 +263,37 @@ def test_the_table_comes_as_text_where_that_is_asked_for():
     assert answer.text.startswith("path,")
 
 
+@pytest.mark.parametrize(
+    ("accept", "table"),
+    [
+        ("text/csv", True),
+        ("Text/CSV; charset=utf-8", True),
+        ("text/csv, */*;q=0.1", True),
+        ("text/csv, */*", True),
+        ("text/*", True),
+        ("application/json;q=0.5,text/csv;q=0.9", True),
+        ("text/csv; header=present ; Q=0.001", True),
+        ("", False),
+        ("*/*", False),
+        ("application/json", False),
+        ("application/json, text/csv", False),
+        ("text/csv;q=0", False),
+        ("text/csv;q=0, text/*", False),
+        ("text/csv;q=0.5, application/*;q=0.6", False),
+        ("text/csv;q=much", False),
+        ("text/csvs", False),
+    ],
+)
+def test_the_accept_header_is_read_as_http_defines_it(accept, table):
+    answer = client().post("/api/answer", files=upload("a.npy"), headers={"Accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == ("text/csv" if table else "application/json")
+
+
+def test_several_accept_headers_are_one_list():
+    assert wants_table(["application/json;q=0.1", "text/csv;q=0.2"])
+    assert not wants_table(["text/csv;q=0.1", "application/json;q=0.2"]) and not wants_table([])
+
+
 def test_a_full_queue_says_so():
     pool = RecordingPool()
     pool.full = True
@@ -307,12 +341,12 @@ def test_where_a_token_comes_from(tmp_path):
         read_token("127.0.0.1", True, file, {})
 
 
-@pytest.fixture
-def listening(monkeypatch):
+@pytest.fixture(params=[{}], ids=[""])
+def listening(monkeypatch, request):
     """A real server without workers, on the loopback: its port, and its pool."""
     monkeypatch.setattr(server, "HEADER_S", 0.4)
     pool = RecordingPool()
-    limits = ServeConfig(max_file_mb=1, max_request_mb=1, timeout_s=0.7)
+    limits = ServeConfig(**{"max_file_mb": 1, "max_request_mb": 1, "timeout_s": 0.7, **request.param})
     page = build(PageServer("model.onnx", limits), pool)
     config = uvicorn.Config(
         page, http=server.PatientProtocol, ws="none", lifespan="off", log_level="critical"
@@ -370,6 +404,73 @@ def test_what_is_too_large_is_refused_before_it_is_sent(listening):
     answer = exchange(port, head, *[piece] * 12, b"0\r\n\r\n")
     assert b" 413 " in answer.partition(b"\r\n")[0] and b"MB" in answer
     assert pool.seen == []
+
+
+def part(name: str, n_bytes: int) -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return head.encode() + b"x" * n_bytes + b"\r\n"
+
+
+END = b"--b--\r\n"
+
+
+@pytest.mark.parametrize(
+    "listening", [{"max_files": 3, "max_request_mb": 100, "timeout_s": 60}], indirect=True
+)
+@pytest.mark.parametrize(
+    ("headers", "body", "said"),
+    [
+        (b"", part("big.npy", 80_000_000) + END, "big.npy: over 1 MB"),
+        (b"Expect: 100-continue\r\n", part("big.npy", 80_000_000) + END, "big.npy: over 1 MB"),
+        (b"", part("big.npy", 120_000_000) + END, "at most 100 MB"),
+        (b"", part("a.npy", 900_000) * 90 + END, "at most 3 files"),
+        (b"Transfer-Encoding: chunked\r\n", part("big.npy", 80_000_000) + END, "big.npy: over 1 MB"),
+        (b"Sec-Fetch-Site: cross-site\r\n", part("big.npy", 80_000_000) + END, "another site's page"),
+    ],
+)
+def test_who_is_still_sending_sees_why_it_was_refused(listening, headers, body, said):
+    """A client that sends all it has before it reads: closed too early, it would see a reset connection."""
+    port, pool = listening
+    if b"chunked" in headers:
+        pieces = [body[k : k + 2**20] for k in range(0, len(body), 2**20)]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    else:
+        headers += b"Content-Length: %d\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(POST + headers + b"\r\n")
+        if b"Expect" in headers:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert re.match(rb"HTTP/1\.1 4(13|03) ", received)
+    assert re.search(said, received.decode()), received
+    assert pool.seen == []
+
+
+def test_a_refused_sender_is_not_read_for_ever(listening, monkeypatch):
+    port, _ = listening
+    monkeypatch.setattr(server, "LINGER_BYTES", 3_000_000)
+    head = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    piece, sent = b"100000\r\n" + b"x" * 0x100000 + b"\r\n", 0
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(head + b"%x\r\n%s\r\n" % (len(part("a.npy", 0)) - 2, part("a.npy", 0)[:-2]))
+        with pytest.raises(OSError):
+            while sent < 200:
+                connection.sendall(piece)
+                sent += 1
+    assert 3 < sent < 60
+    # and one that sends next to nothing is not waited for
+    monkeypatch.setattr(server, "LINGER_S", 0.5)
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(POST + b"Sec-Fetch-Site: cross-site\r\nContent-Length: 1000\r\n\r\n")
+        with pytest.raises(OSError):
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.1)
+    assert time.monotonic() - start < 5
 
 
 def test_the_command_takes_parameters_and_options(tmp_path, monkeypatch):

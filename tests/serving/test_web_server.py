@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import csv
 import json
 import os
 import pickle
@@ -159,6 +160,13 @@ def test_a_long_stack_is_cut_and_says_so(page, lenses, tmp_path):
     (answered,) = json.loads(page.answer(tmp_path / "stack.npy"))["files"]
     assert len(answered["images"]) == LIMITS["max_images"]
     assert answered["more"]
+    np.save(tmp_path / "fits.npy", lenses[:12])
+    table = page.answer(tmp_path / "stack.npy", tmp_path / "fits.npy", accept="text/csv").decode()
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [row["path"] for row in rows[11:14]] == ["stack.npy#11", "stack.npy", "fits.npy#0"]
+    assert rows[12]["flag"].startswith("cut short: only its first 12 images are answered here")
+    assert not any(value for key, value in rows[12].items() if key not in ("path", "flag"))
+    assert len(rows) == 25
 
 
 class Harmful:

@@ -53,7 +53,7 @@ class FileAnswers:
 
     def __init__(self, regressor: Regressor | OnnxRegressor, gate: float, max_images: int) -> None:
         self._answers = Answers(regressor, default_target(regressor), gate)
-        self._max_images = max_images
+        self.max_images = max_images
 
     def of_file(self, path: Path, name: str) -> dict[str, Any]:
         """{"images": …, "more": whether the file holds more than were answered}.
@@ -62,7 +62,7 @@ class FileAnswers:
         what `_figure_of` gives}. `name` stands for the path in all that is said.
         """
         items = (_renamed(item, path, name) for item in iter_images([path]))
-        images = list(self._images(islice(items, self._max_images)))
+        images = list(self._images(islice(items, self.max_images)))
         return {"images": images, "more": next(items, None) is not None}
 
     def _images(self, items: Iterator[ImageItem]) -> Iterator[dict[str, Any]]:
@@ -99,6 +99,15 @@ def refused_file(name: str, reason: str) -> dict[str, Any]:
     """The answer for a file that is not read, in the form of `FileAnswers.of_file`."""
     row = table_row(name, UNREADABLE + reason)
     return {"images": [{"row": row, "picture": None, "posterior": None}], "more": False}
+
+
+def rest_of(name: str, max_images: int) -> Row:
+    """The row of the table that stands for the images of a file that were not answered."""
+    return table_row(
+        name,
+        f"cut short: only its first {max_images} images are answered here (serve.max_images); "
+        "`darkarc predict` answers all of them",
+    )
 
 
 def table_text(rows: Sequence[Row], *, header: bool) -> str:

@@ -160,6 +160,6 @@ async def respond(send: Send, refused: Refused) -> None:
 
 
 async def _redirect(send: Send, path: str) -> None:
-    headers = [(b"location", path.encode()), (b"content-length", b"0")]
+    headers = [(b"location", path.encode()), (b"content-length", b"0"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 303, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

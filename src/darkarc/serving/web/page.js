@@ -103,7 +103,7 @@ function show(file, place, box) {
     kept.push(answer.line);
     box.append(card(answer));
   }
-  lines[place] = kept.join("");
+  lines[place] = kept.join("") + file.rest;
   if (file.more) notice(`${file.name}: the first ${model.limits.max_images} images are shown; \`darkarc predict\` answers all of them`);
 }
 

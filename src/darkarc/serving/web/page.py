@@ -1,10 +1,8 @@
 """The page itself: its files, what its model is, and the answer to an upload."""
 
 import asyncio
-import contextlib
 import tempfile
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from darkarc.serving.web.answers import table_text
 from darkarc.serving.web.guard import App, Guard
 from darkarc.serving.web.pool import WorkerPool
 from darkarc.serving.web.settings import PageServer
-from darkarc.serving.web.uploads import DRAINED_BYTES, ENDINGS, Refused, declared_too_large, receive
+from darkarc.serving.web.uploads import ENDINGS, Refused, declared_too_large, receive
 
 FILES = {
     "page.html": "text/html; charset=utf-8",
@@ -30,7 +28,6 @@ FILES = {
 }
 """The files there are, in the package; no folder is served."""
 
-DRAIN_S = 3.0
 LOGIN_BYTES = 4096
 WRONG_TOKEN_S = 0.5
 
@@ -110,7 +107,7 @@ class _Page:
         )
 
     async def answer(self, request: Request) -> Response:
-        """Files in, answers out: JSON, or the table where the sender accepts text/csv alone."""
+        """Files in, answers out: JSON, or the table where the sender would rather have text/csv."""
         length = request.headers.get("content-length")
         try:
             with self.pool.place():
@@ -123,35 +120,41 @@ class _Page:
                     answered = await self.pool.ask(uploads)
         except TimeoutError as error:
             raise Refused(408, f"the upload took longer than {self.server.limits.timeout_s:g} s") from error
-        except Refused:
-            if "expect" not in request.headers:  # otherwise the sender waits for our word, and sends nothing
-                await _drain(request)
-            raise
-        if request.headers.get("accept", "") == "text/csv":
-            lines = [image["line"] for file in answered["files"] for image in file["images"]]
-            return Response(table_text([], header=True) + "".join(lines), media_type="text/csv")
+        if wants_table(request.headers.getlist("accept")):
+            files = (
+                ([image["line"] for image in file["images"]], file["rest"]) for file in answered["files"]
+            )
+            text = "".join("".join(lines) + rest for lines, rest in files)
+            return Response(table_text([], header=True) + text, media_type="text/csv")
         return JSONResponse(answered)
 
 
-async def _drain(request: Request) -> None:
-    """Read on for a moment: who is still sending when the connection ends never sees why it ended."""
-    left, ends_at = DRAINED_BYTES, time.monotonic() + DRAIN_S
-    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
-        async with asyncio.timeout(DRAIN_S):
-            async for chunk in _rest(request):
-                left -= len(chunk)
-                if left < 0 or time.monotonic() > ends_at:
-                    return
+def wants_table(accept: Sequence[str]) -> bool:
+    """Whether `Accept` headers ask for text/csv more than for application/json (RFC 9110, 12.5.1): a higher
+    q, or as high a one and named more closely."""
+    ranges = [_media_range(text) for header in accept for text in header.split(",")]
+
+    def wish(kind: str) -> tuple[float, int]:
+        """(q, how closely it is named) of the range that names it most closely."""
+        names = ("*/*", f"{kind.partition('/')[0]}/*", kind)
+        found = [(names.index(name), q) for name, q in ranges if name in names]
+        close, q = max(found, default=(-1, 0.0))
+        return (q, close)
+
+    return wish("text/csv") > max(wish("application/json"), (0.0, 2))
 
 
-async def _rest(request: Request) -> AsyncIterator[bytes]:
-    while True:
-        message = await request.receive()
-        if message["type"] != "http.request":
-            return
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
+def _media_range(text: str) -> tuple[str, float]:
+    """`Text/CSV; charset=utf-8; q=0.5` is (text/csv, 0.5); a q that is no number counts as 0."""
+    name, *parameters = (part.strip().lower() for part in text.split(";"))
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return name, min(max(float(value), 0.0), 1.0)
+            except ValueError:
+                return name, 0.0
+    return name, 1.0
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -161,13 +164,20 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _not_there(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "nothing here"}, getattr(error, "status_code", 404))
+    return JSONResponse({"error": "nothing here"}, getattr(error, "status_code", 404), _ended(request))
 
 
 async def _broken(request: Request, error: Exception) -> Response:
     """A stranger learns that it went wrong; how, stands in the server's log."""
-    return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)
+    return JSONResponse(
+        {"error": "something went wrong here; the server's log says what"}, 500, _ended(request)
+    )
 
 
 async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
+
+
+def _ended(request: Request) -> dict[str, str]:
+    """Headers: on a connection that goes on, the rest of an upload would be read to its end."""
+    return {"connection": "close"} if request.method == "POST" else {}

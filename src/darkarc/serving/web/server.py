@@ -20,17 +20,64 @@ HEADER_S = 10.0
 CONNECTIONS = 64
 """Open at once; a browser takes six."""
 
+LINGER_S = 5.0
+LINGER_BYTES = 256 * 10**6
+"""So long and so much a refused sender may go on sending, to nobody, until the connection ends."""
+
+
+class Parting:
+    """A transport that ends its own side first where a request is refused before all of it has come.
+
+    Whoever closes on unread bytes resets the connection, and who is still sending never sees the answer. So
+    what comes is thrown away until the sender ends, too, for `LINGER_S` and `LINGER_BYTES` at most.
+    """
+
+    def __init__(self, transport: asyncio.Transport, unread: Callable[[], bool]) -> None:
+        self._transport, self._unread = transport, unread
+        self._left = LINGER_BYTES
+        self._task: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._task is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing() or not self._unread():
+            self.end()
+            return
+        self._task = asyncio.get_running_loop().call_later(LINGER_S, self.end)
+        self._transport.write_eof()
+        self._transport.resume_reading()
+
+    def throw_away(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self.end()
+
+    def end(self) -> None:
+        """Close, now."""
+        if self._task is not None:
+            self._task.cancel()
+        self._transport.close()
+
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that does not wait for ever for a request to begin, or for its headers to end."""
+    """HTTP/1.1 that does not wait for ever for a request to begin, or for its headers to end, and lets a
+    refusal arrive."""
 
     _header_task: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        super().connection_made(transport)
+        self._parting = Parting(transport, lambda: self.cycle is not None and self.cycle.more_body)
+        super().connection_made(self._parting)  # type: ignore[arg-type]  # has all of a transport
         self._header_task = self.loop.call_later(HEADER_S, self._give_up)
 
     def data_received(self, data: bytes) -> None:
+        if self._parting.is_closing():
+            self._parting.throw_away(data)
+            return
         super().data_received(data)
         if self._in_a_request():
             self._cancel()
@@ -39,6 +86,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()
+        self._parting.end()
         super().connection_lost(exc)
 
     def _in_a_request(self) -> bool:

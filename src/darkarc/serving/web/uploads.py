@@ -19,7 +19,6 @@ ENDINGS = (".npy", ".npz", ".fits", ".fit", ".h5", ".hdf5")
 
 LONGEST_NAME = 200
 LONGEST_HEADERS = 4096
-DRAINED_BYTES = 32 * MEGABYTE
 
 
 class Refused(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from darkarc.serving.loading import load
-from darkarc.serving.web.answers import FileAnswers, model_facts, refused_file, table_text, warm_up
+from darkarc.serving.web.answers import FileAnswers, model_facts, refused_file, rest_of, table_text, warm_up
 
 MEMORY = "needs more memory than a worker has"
 
@@ -56,6 +56,8 @@ def _answer(files: FileAnswers, asked: list[dict[str, str]]) -> dict[str, Any]:
                 found = refused_file(upload["name"], "the answer failed; the server's log says more")
         for image in found["images"]:
             image["line"] = table_text([image["row"]], header=False)
+        left_out = [rest_of(upload["name"], files.max_images)] if found["more"] else []
+        found["rest"] = table_text(left_out, header=False)
         answered.append({"name": upload["name"], **found})
     return {"files": answered, "log": log}
 
