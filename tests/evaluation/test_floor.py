@@ -80,6 +80,26 @@ def test_images_of_another_size_are_refused():
         exact_posterior(np.ones((1, 1, 64, 64)), "model_iii", "physical")
 
 
+def test_pixels_that_are_no_numbers_are_refused(lenses):
+    broken = lenses[1][:2].copy()
+    broken[1, 3, :5] = np.nan
+    for image in (broken[1:], np.full((1, 64, 64), np.nan)):
+        with pytest.raises(NoFloor, match=r"image 0 \(from 0\): \d+ of 4096 pixels are NaN or infinite"):
+            exact_posterior(image, "model_iii", "physical")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.csv", "x"])
+def test_numbers_do_not_go_where_the_figure_does(tmp_path, name, monkeypatch):
+    settings = config.parse({"simulate": {"n_axion": 1, "n_cdm": 1, "n_no_sub": 0}})
+    store = generate(settings, tmp_path / "store", progress=False)
+    monkeypatch.setattr("darkarc.evaluation.floor.stage.stored_posterior", None)  # nothing is computed before
+    with pytest.raises(
+        NoFloor, match=rf"{name}: expected a file that ends in \.json; the figure goes beside"
+    ):
+        floor_stage(store, tmp_path / name, images=1, progress=False)
+    assert not (tmp_path / name).exists()
+
+
 def test_the_stage_scores_a_store(tmp_path):
     settings = config.parse({"simulate": {"n_axion": 4, "n_cdm": 1, "n_no_sub": 0}})
     store = generate(settings, tmp_path / "store", progress=False)

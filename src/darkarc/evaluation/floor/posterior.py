@@ -47,7 +47,8 @@ def exact_posterior(
     On a CPU the same image gives the same bits whatever stands beside it and however many processes
     (`workers`) there are; a GPU (`device`, one process) refines the lattices of many images abreast.
 
-    Raises `NoFloor` for a form without noise and for images of another size.
+    Raises `NoFloor` for a form without noise and for images of another size or with pixels that are no
+    numbers.
     """
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
     answers = exact_answers(
@@ -91,18 +92,24 @@ def exact_answers(
     if reason:
         raise NoFloor(reason)
     edges = np.linspace(*get_preset(preset).lens.log10_axion_mass_ev, bins + 1)
-    checked = (_right_size(np.asarray(image), preset) for image in images)
+    checked = (_checked(np.asarray(image), n, preset) for n, image in enumerate(images))
     with _curves(checked, (preset, noise, distances, device), workers) as curves:
         for curve, residuals in curves:
             misfit = (float(np.mean(residuals**2)) - 1) * math.sqrt(residuals.size / 2)
             yield ExactAnswer(bin_density(curve, edges), misfit, float(np.abs(residuals).max()))
 
 
-def _right_size(image: NDArray[np.generic], preset: str) -> NDArray[np.generic]:
+def _checked(image: NDArray[np.generic], number: int, preset: str) -> NDArray[np.generic]:
     height, width = get_preset(preset).instrument.shape
     if image.shape != (height, width):
         raise NoFloor(
             f"images of {preset} have {height} x {width} pixels, found {' x '.join(map(str, image.shape))}"
+        )
+    n_bad = image.size - int(np.isfinite(image).sum())
+    if n_bad:
+        raise NoFloor(
+            f"image {number} (from 0): {n_bad} of {image.size} pixels are NaN or infinite; leave it out, or "
+            "give them their values"
         )
     return image
 

@@ -43,10 +43,12 @@ def floor_stage(
 
     Images that no lens of the store's form explains are counted and left out: the search has missed the
     maximum, or they are of another form. A killed call goes on where it stopped. Raises `NoFloor` where the
-    store's preset or noise form is not known or has no floor.
+    store's preset or noise form is not known or has no floor, and for an `out` that does not end in .json.
     """
     from darkarc.evaluation.tables import tidy
 
+    if out.suffix.lower() != ".json":
+        raise NoFloor(f"{out}: expected a file that ends in .json; the figure goes beside it as .png")
     form = known_form(store)
     assert form.preset is not None and form.noise is not None
     rows, truth = _axion_rows(store)
