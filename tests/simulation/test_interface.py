@@ -62,6 +62,10 @@ def test_every_class_and_option_changes_the_image() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            {"log10_mass_ev": [-23, 1e-23]},
+            r"log10_mass_ev: expected log10 .*, found 1e-23, evidently the mass itself; .* -23$",
+        ),
         ({"log10_mass_ev": [np.nan]}, "log10_mass_ev: expected finite numbers, found nan"),
         ({"source_arcsec": [[0.1, 0.2, 0.3]]}, r"source_arcsec: expected .*\(N, 2\), found \(1, 3\)"),
         ({"log10_mass_ev": [-23, -23], "angle_rad": [1, 2, 3]}, "log10_mass_ev holds 2 lenses.* 3"),

@@ -9,6 +9,9 @@ from darkarc.simulation.imaging import render
 from darkarc.simulation.presets import Preset, SimulationError, get_preset
 from darkarc.simulation.scenes import Scenes, draw_scenes
 
+IN_EV = 1e-3
+"""A positive "log10 m" below this is the mass itself: as a logarithm it would be 1 eV, and no vortex."""
+
 
 def simulate(
     preset: str | Preset,
@@ -37,7 +40,8 @@ def simulate(
     double Poisson counts, II and III the doubled model) or "physical" (the instrument's noise, once).
     `distances`: "deeplense" or "physical". `dtype`: the arithmetic.
 
-    Raises `SimulationError` for parameters that do not go together or are not finite.
+    Raises `SimulationError` for parameters that do not go together or are not finite, and for masses in eV
+    where their logarithms are expected.
     """
     preset = get_preset(preset)
     given = {
@@ -67,6 +71,11 @@ def _array(name: str, value: ArrayLike | None, dimensions: int, last: int | None
         raise SimulationError(f"{name}: expected an array of shape ({wanted}), found {array.shape}")
     if not name.startswith("subhalo") and not np.isfinite(array).all():
         raise SimulationError(f"{name}: expected finite numbers, found {array[~np.isfinite(array)][0]}")
+    if name == "log10_mass_ev" and (in_ev := array[(array > 0) & (array < IN_EV)]).size:
+        raise SimulationError(
+            f"{name}: expected log10 of the mass in eV, such as -23, found {in_ev[0]:g}, evidently the mass "
+            f"itself; give its logarithm, {np.log10(in_ev[0]):.6g}"
+        )
     return array
 
 
