@@ -1,5 +1,7 @@
 """What predict takes: every kind of file gives its images, a bad one gives a reason, none ends the stream."""
 
+import bz2
+import gzip
 import io
 import os
 import pickle
@@ -7,6 +9,7 @@ import tarfile
 import tracemalloc
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from darkarc.data.readers import ImageItem, iter_images
+from darkarc.data.readers import ImageItem, iter_images, said_of
 from darkarc.data.store import StoreWriter
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 16, 12))
@@ -221,6 +224,38 @@ class TestFits:
             np.testing.assert_array_equal(item.image, counts)  # type: ignore[arg-type]  # fails on None
         assert len(items) == 2
 
+    @pytest.mark.parametrize("spooled", [16 * 2**20, 100])
+    def test_packed_by_gzip(self, tmp_path: Path, spooled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("darkarc.data._formats._SPOOLED_BYTES", spooled)
+        units = [fits.PrimaryHDU(IMAGES[:2]), fits.CompImageHDU(SQUARE.astype(np.float32))]
+        plain = io.BytesIO()
+        fits.HDUList(units).writeto(plain)
+        (tmp_path / "a.FITS.gz").write_bytes(gzip.compress(plain.getvalue()))
+        items = read(tmp_path)
+        check(items[:2], IMAGES[:2], [0, 1])
+        assert items[2].error is None and len(items) == 3
+        (tmp_path / "a.FITS.gz").write_bytes(gzip.compress(plain.getvalue())[:-500])
+        assert only_error(tmp_path / "a.FITS.gz")
+
+    def test_other_endings(self, tmp_path: Path) -> None:
+        fits.PrimaryHDU(IMAGES[0]).writeto(tmp_path / "a.fts")
+        counts = np.arange(192, dtype=np.int32).reshape(16, 12)
+        packed = fits.CompImageHDU(counts, compression_type="RICE_1")
+        fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "b.fits.fz")
+        items = read(tmp_path)
+        check(items[:1], IMAGES[:1], [None])
+        check(items[1:], counts[None], [None])
+
+    def test_bombs_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("darkarc.data._formats._FREE_BYTES", 2**20)
+        plain = io.BytesIO()
+        fits.PrimaryHDU(np.zeros((2000, 64, 64))).writeto(plain)
+        for name in ("x.fits.gz", "x.fits"):
+            (tmp_path / name).write_bytes(gzip.compress(plain.getvalue()))
+            assert only_error(tmp_path / name) == "it unpacks to over 200 times its size"
+        (tmp_path / "y.fits").write_bytes(bz2.compress(plain.getvalue()))
+        assert "not a FITS file" in only_error(tmp_path / "y.fits")
+
     def test_no_image(self, tmp_path: Path) -> None:
         fits.HDUList([fits.PrimaryHDU()]).writeto(tmp_path / "x.fits")
         assert only_error(tmp_path / "x.fits") == "no image in it"
@@ -319,6 +354,21 @@ class TestFolders:
         items = read(*(tmp_path / name for name in messages))
         for item, message in zip(items, messages.values(), strict=True):
             assert message in (item.error or "")
+
+    def test_what_is_passed_over_is_counted(self, tmp_path: Path) -> None:
+        below = tmp_path / "below"
+        below.mkdir()
+        np.save(tmp_path / "1.npy", IMAGES[0])
+        for path in ("a.ZIP", "below/b.zip", "c.fits.bz2", "README", ".hidden.zip", "below/notes.v2.txt"):
+            (tmp_path / path).write_bytes(b"")
+        passed_over: Counter[str] = Counter()
+        check(list(iter_images([tmp_path], passed_over)), IMAGES[:1], [None])
+        assert passed_over == {".zip": 2, ".fits.bz2": 1, "": 1, ".txt": 1}
+        assert said_of(passed_over).startswith("passed over 5 other files: 2 .zip, 1 ")
+        assert "1 without an ending" in said_of(passed_over)
+        many = said_of(Counter({f".k{n}": 1 for n in range(9)}))
+        assert many.startswith("passed over 9 other files: 1 .k0, ") and many.endswith(", 1 .k5, ...")
+        assert said_of(Counter()) == ""
 
     def test_links_in_a_circle(self, tmp_path: Path) -> None:
         np.save(tmp_path / "1.npy", IMAGES[0])

@@ -146,6 +146,9 @@ def combine(
     workers: ExactWorkers = 0,
 ) -> None:
     """Combine many lenses into one posterior of the mass of one particle."""
+    from collections import Counter
+
+    from darkarc.data.readers import said_of
     from darkarc.evaluation.zoom import significant_digits
     from darkarc.serving import load
     from darkarc.serving.combine import combine_files, parse_share
@@ -169,5 +172,7 @@ def combine(
     say(f"{out}: log10(m / eV) from {found['n_lenses']} lenses{left_out}: {said}")
     if found["n_copies"]:
         say(f"  {found['n_copies']} of those left out are copies: the same pixels as an image before")
+    if passed_over := said_of(Counter(found["passed_over"])):
+        say(f"  {passed_over}")
     if "notice" in found:
         say(f"  {found['notice']}")

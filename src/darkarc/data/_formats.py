@@ -1,13 +1,16 @@
 """Image files of every kind, read block by block: memory does not grow with the length of a stack."""
 
+import gzip
 import math
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,6 +23,7 @@ _BLOCK_BYTES = 8 * 2**20
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_EXPANSION = 200
 _FREE_BYTES = 256 * 2**20
+_SPOOLED_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,16 @@ class _Ahead:
 
 
 def fits_blocks(path: Path) -> Iterator[Block]:
-    """Every image of a FITS file, (H, W) or cubes; tables are passed over."""
+    """Every image of a FITS file, (H, W) or cubes, plain or packed by gzip; tables are passed over."""
     from astropy.io import fits
 
     kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
     # A file of our own: astropy leaves the one that it opened open where it fails.
-    with path.open("rb") as file:
+    with path.open("rb") as raw, _unpacked(path, raw) as file:
+        if file.read(6) != b"SIMPLE":
+            # Astropy would unpack other archives, too, to whatever size.
+            raise BadFile(path, "not a FITS file (it does not begin with SIMPLE)")
+        file.seek(0)
         units = _heeding(path, lambda: list(fits.open(file, memmap=False)))
         numbered = enumerate(units)
         images = [(number, unit) for number, unit in numbered if isinstance(unit, kinds) and unit.shape]
@@ -166,6 +174,28 @@ def fits_blocks(path: Path) -> Iterator[Block]:
             inside = "" if len(images) == 1 else str(number)
             read = partial(_read_section, path, unit)
             yield from stack_of(unit.shape).blocks(inside, read)
+
+
+def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    """The file itself; or what gzip has packed in it, in memory or (if it is large) a nameless file."""
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    if not packed:
+        return raw
+    left = _FREE_BYTES + _MAX_EXPANSION * os.fstat(raw.fileno()).st_size
+    content = SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115  # the caller closes it
+    try:
+        with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
+            while piece := stream.read(2**20):
+                left -= len(piece)
+                if left < 0:
+                    raise BadFile(path, f"it unpacks to over {_MAX_EXPANSION} times its size")
+                content.write(piece)
+        content.seek(0)
+    except BaseException:
+        content.close()
+        raise
+    return content
 
 
 def _read_section(path: Path, unit: Any, index: tuple[Any, ...]) -> np.ndarray:

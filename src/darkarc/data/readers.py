@@ -1,6 +1,7 @@
 """What `darkarc predict` takes: image files of every kind, folders of them, and stores, as one stream."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,19 @@ from darkarc.data._formats import (
 from darkarc.data._manifest import MANIFEST
 from darkarc.data._npy import BadFile
 
-__all__ = ["READERS", "ImageItem", "iter_images"]
+__all__ = ["READERS", "ImageItem", "iter_images", "said_of"]
 
 READERS: dict[str, Callable[[Path], Iterator[Block | BadFile]]] = {
     ".npy": npy_blocks,
     ".npz": npz_blocks,
     ".fits": fits_blocks,
     ".fit": fits_blocks,
+    ".fts": fits_blocks,
+    ".fits.gz": fits_blocks,
+    ".fit.gz": fits_blocks,
+    ".fts.gz": fits_blocks,
+    ".fits.fz": fits_blocks,
+    ".fit.fz": fits_blocks,
     ".h5": hdf5_blocks,
     ".hdf5": hdf5_blocks,
     ".tgz": archive_blocks,
@@ -33,6 +40,11 @@ READERS: dict[str, Callable[[Path], Iterator[Block | BadFile]]] = {
     ".tar": archive_blocks,
 }
 """File name endings, and what reads them."""
+
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
+"""Endings that say nothing of what is inside: the one before them is named, too."""
+MOST_ENDINGS = 6
+"""Kinds of files passed over that are named; all of them count."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +62,43 @@ class ImageItem:
     error: str | None = None
 
 
-def iter_images(paths: Iterable[str | Path]) -> Iterator[ImageItem]:
+def iter_images(paths: Iterable[str | Path], passed_over: Counter[str] | None = None) -> Iterator[ImageItem]:
     """Every image of files, folders (below them too, sorted) and stores, in the order given.
+
+    passed_over: counts the other files of folders, but for hidden ones, by their endings, as they are met.
 
     Memory depends neither on the number of files nor on the length of a stack. A bad file gives an
     item with `error`, and the stream goes on.
     """
+    counted = Counter[str]() if passed_over is None else passed_over
     for path in paths:
-        yield from _expand(Path(path))
+        yield from _expand(Path(path), counted)
 
 
-def _expand(path: Path) -> Iterator[ImageItem]:
+def ending(name: str) -> str:
+    """`.zip` of lenses.ZIP, `.fits.bz2` of a packed file, "" of README."""
+    stem, last = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + last if last in PACKED else last
+
+
+def said_of(passed_over: Counter[str]) -> str:
+    """`passed over 5 other files: 3 .zip, 2 .txt`; "" for none."""
+    if not passed_over:
+        return ""
+    kinds = [f"{n} {kind or 'without an ending'}" for kind, n in passed_over.most_common(MOST_ENDINGS)]
+    more = ["..."] if len(passed_over) > MOST_ENDINGS else []
+    n = passed_over.total()
+    return f"passed over {n} other {'file' if n == 1 else 'files'}: {', '.join([*kinds, *more])}"
+
+
+def _expand(path: Path, passed_over: Counter[str]) -> Iterator[ImageItem]:
     if not path.exists():
         yield ImageItem(str(path), None, None, "no such file or folder")
     elif (path / MANIFEST).is_file():
         yield from _read(path, store_blocks)
     elif path.is_dir():
         n = 0
-        for found in _below(path, set()):
+        for found in _below(path, set(), passed_over):
             n += 1
             if isinstance(found, ImageItem):
                 yield found
@@ -87,7 +118,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Block | BadFile]] | None:
     return next((reader for ending, reader in READERS.items() if name.endswith(ending)), None)
 
 
-def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path | ImageItem]:
+def _below(folder: Path, seen: set[tuple[int, int]], passed_over: Counter[str]) -> Iterator[Path | ImageItem]:
     """Image files and stores below a folder, sorted; hidden ones are left out, loops of links cut."""
     try:
         status = folder.stat()
@@ -106,10 +137,12 @@ def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path | ImageIte
         if not entry.is_dir():
             if _reader(path):
                 yield path
+            else:
+                passed_over[ending(entry.name)] += 1
         elif (path / MANIFEST).is_file():
             yield path
         else:
-            yield from _below(path, seen)
+            yield from _below(path, seen, passed_over)
 
 
 def _read(path: Path, reader: Callable[[Path], Iterator[Block | BadFile]]) -> Iterator[ImageItem]:

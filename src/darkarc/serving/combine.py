@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ class Lenses:
     names: list[str]
     posterior: Posterior
     left_out: list[tuple[str, str]]
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Other files of the folders, by their endings."""
 
     @property
     def n_copies(self) -> int:
@@ -61,7 +64,8 @@ def read_lenses(
     if DEFAULT_TARGET not in regressor.targets:
         raise PopulationError(f"this regressor knows {', '.join(regressor.targets)}, not {DEFAULT_TARGET}")
     reference = Reference(regressor.spec.statistics, regressor.shape)
-    items, names, left_out = iter_images(paths), [], []
+    passed_over = Counter[str]()
+    items, names, left_out = iter_images(paths, passed_over), [], []
     parts: list[Posterior] = []
     met: dict[bytes, str] = {}
     while chunk := list(islice(items, batch_size)):
@@ -124,7 +128,7 @@ def read_lenses(
         np.concatenate([part.class_probability for part in parts]),
         DEFAULT_TARGET,
     )
-    return Lenses(names, whole, left_out)
+    return Lenses(names, whole, left_out, passed_over)
 
 
 def _digest(image: NDArray[np.float32]) -> bytes:
@@ -231,6 +235,7 @@ def describe(lenses: Lenses, found: dict[int, Population], share: float | str) -
         "n_lenses": last.n,
         "n_left_out": len(lenses.left_out),
         "n_copies": lenses.n_copies,
+        "passed_over": dict(lenses.passed_over.most_common()),
         **numbers(joint),
         "kind": kind_of(limit),
         "limit": limit,

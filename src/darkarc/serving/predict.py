@@ -1,9 +1,10 @@
 """`darkarc predict`: any number of image files to one table, a row an image."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
-from darkarc.data.readers import ImageItem, iter_images
+from darkarc.data.readers import ImageItem, iter_images, said_of
 from darkarc.models import QUANTILE_LEVELS, Posterior, Regressor
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.serving.onnx_regressor import OnnxRegressor
@@ -47,6 +48,8 @@ class PredictSummary:
     n_unreadable: int = 0
     n_resumed: int = 0
     """of all, taken over from an interrupted call"""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """other files of the folders, by their endings"""
 
     def add(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -63,9 +66,10 @@ class PredictSummary:
 
     def __str__(self) -> str:
         flagged = f" ({self.n_flagged} of them flagged)" if self.n_flagged else ""
+        others = f"; {said_of(self.passed_over)}" if self.passed_over else ""
         return (
             f"{self.out}: {self.n_images} images: {self.n_mass} with a mass{flagged}, {self.n_other_class} "
-            f"of another class, {self.n_withheld} withheld, {self.n_unreadable} not readable"
+            f"of another class, {self.n_withheld} withheld, {self.n_unreadable} not readable{others}"
         )
 
 
@@ -99,14 +103,15 @@ def predict_files(
     The table is complete or absent. An image the regressor must not judge (another size, far from the
     training images, not readable) has empty numbers and the reason in `flag`.
 
-    Raises `PredictError` if there is nothing to read or no exact posterior, `TableError` if `out` cannot be
-    written.
+    Raises `PredictError` if there is nothing to read, no exact posterior or no folder for pictures,
+    `TableError` if `out` cannot be written.
     """
     out = Path(out)
     check_ending(out)
     if batch_size < 1 or not 0 <= gate <= 1:
         raise PredictError(f"expected batch_size >= 1 and a gate in [0, 1], found {batch_size} and {gate:g}")
     answers = _answers(regressor, _target(regressor, target), gate, exact, workers)
+    album = None if pictures is None else _album(pictures)
     listed = [printable(str(path)) for path in paths]
     identity = {
         "regressor": fingerprint(regressor), "paths": listed, "target": answers.target, "gate": gate,
@@ -117,7 +122,6 @@ def predict_files(
     with Journal(out, identity, resume=resume) as journal, _bar(progress) as advance:
         items, summary = _after_journal(journal, paths, out)
         advance(summary.n_resumed)
-        album = None if pictures is None else _album(pictures)
         with closing(_portions(answers, items, batch_size)) as portions:
             for portion, given in portions:
                 rows = [answer.row for answer in given]
@@ -129,6 +133,7 @@ def predict_files(
                 journal.append(rows, images_digest(portion))
                 summary.add(rows)
                 advance(len(rows))
+                del portion, given
         if summary.n_images == 0:
             journal.remove()
             raise PredictError(
@@ -148,6 +153,7 @@ def _portions(
         size = len(chunk) if answers.at_once is None else 1
         for begin in range(0, len(chunk), size):
             yield chunk[begin : begin + size], list(islice(given, size))
+        del chunk, given  # before the next batch is read
 
 
 def _answers(
@@ -164,7 +170,12 @@ def _album(folder: str | Path) -> "Album":
     # matplotlib takes a second to import: only for those who want pictures.
     from darkarc.serving.pictures import Album
 
-    return Album(folder)
+    try:
+        return Album(folder)
+    except OSError as error:
+        raise PredictError(
+            f"--pictures {folder}: expected a folder to write into ({error.strerror}); give another one"
+        ) from error
 
 
 def fingerprint(regressor: Regressor | OnnxRegressor) -> str:
@@ -325,12 +336,14 @@ def _after_journal(
     journal: Journal, paths: Sequence[str | Path], out: Path
 ) -> tuple[Iterator[ImageItem], PredictSummary]:
     """The images that the journal does not hold yet, and what it holds; emptied if it speaks about others."""
-    items, summary = iter_images(paths), PredictSummary(out)
+    summary = PredictSummary(out)
+    items = iter_images(paths, summary.passed_over)
     for batch, images in journal.batches():
         if images_digest(islice(items, len(batch))) != images:
             # Files came, went or changed since: nothing of the journal can be trusted.
             journal.clear()
-            return iter_images(paths), PredictSummary(out)
+            summary = PredictSummary(out)
+            return iter_images(paths, summary.passed_over), summary
         summary.add(batch)
     summary.n_resumed = summary.n_images
     return items, summary

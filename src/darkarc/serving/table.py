@@ -60,13 +60,19 @@ class Journal:
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
-        self.path = out.with_name(f"{out.name}.partial")
+        self._out, self.path = out, out.with_name(f"{out.name}.partial")
         self._header = json.dumps({"format": _JOURNAL_FORMAT, **identity}, sort_keys=True).encode() + b"\n"
         self._resume = resume
 
     def __enter__(self) -> "Journal":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise TableError(
+                f"--out {self._out}: no table can be written there ({error.strerror}); give a file in a "
+                "folder of yours"
+            ) from error
         self._file = os.fdopen(descriptor, "r+b")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
