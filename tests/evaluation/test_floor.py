@@ -1,8 +1,12 @@
 """The information floor: exact posteriors are calibrated, sharp where they can be, and honest where not."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -98,6 +102,29 @@ def test_numbers_do_not_go_where_the_figure_does(tmp_path, name, monkeypatch):
     ):
         floor_stage(store, tmp_path / name, images=1, progress=False)
     assert not (tmp_path / name).exists()
+
+
+def test_its_processes_end_with_a_call_that_is_killed():
+    script = (
+        "import numpy as np\nfrom darkarc.evaluation.floor import exact_posterior\n"
+        "from darkarc.simulation import simulate\n"
+        "if __name__ == '__main__':\n"
+        "    images = simulate('model_iii', log10_mass_ev=np.full(9, -23.0), noise='physical')\n"
+        "    exact_posterior(images, 'model_iii', 'physical', workers=2)\n"
+    )
+    call = subprocess.Popen([sys.executable, "-c", script])
+    deadline, workers = time.monotonic() + 120, []
+    while len(workers) < 2 and time.monotonic() < deadline and call.poll() is None:
+        time.sleep(0.2)
+        children = psutil.Process(call.pid).children()
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    call.kill()
+    call.wait()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    for one in alive:
+        one.kill()
+    assert not alive
 
 
 def test_the_stage_scores_a_store(tmp_path):

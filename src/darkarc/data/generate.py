@@ -212,7 +212,7 @@ def _in_this_process(chunks: Iterator[_Chunk]) -> Iterator[Iterator[_Made]]:
 
 @contextmanager
 def _over_processes(chunks: Iterator[_Chunk], workers: int) -> Iterator[Iterator[_Made]]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
 
     def result(future: "Future[_Made]") -> _Made:
         try:
@@ -231,7 +231,7 @@ def _over_processes(chunks: Iterator[_Chunk], workers: int) -> Iterator[Iterator
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Keep to one core, and end with the parent even if that is killed."""
     torch.set_num_threads(1)
     parent = parent_process()

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from darkarc.config import CLASSES, DEFAULT_TARGET
+from darkarc.data.generate import start_worker
 from darkarc.evaluation.floor.bank import Bank, make_bank
 from darkarc.evaluation.floor.crossing import residual
 from darkarc.evaluation.floor.curve import MassCurve, bin_density
@@ -151,9 +152,7 @@ def _curves(
         finally:
             torch.set_num_threads(threads)
         return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
     try:
         yield pool.map(_curve, *zip(*((form, image) for image in images), strict=True))
     finally:
