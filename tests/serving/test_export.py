@@ -138,6 +138,10 @@ def test_the_fitted_lens_is_in_the_file(make_regressor, lenses, tmp_path):
     )
     exported(images[:10])
     assert sizes == [4, 4, 2]
+    for threads, n in ((2, 10), (3, 2), (2, 0)):
+        beside = OnnxRegressor(tmp_path / "model.onnx", threads=threads)
+        for theirs, ours in zip(beside(images[:n]), exported(images[:n]), strict=True):
+            assert theirs is ours is None or torch.allclose(theirs, ours, rtol=1e-3, atol=1e-4)
     blind = make_regressor(form=form, lens_residual="none")
     assert regressor.standardise(images).shape[1] == 4 and blind.standardise(images).shape[1] == 1
 

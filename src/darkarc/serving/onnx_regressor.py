@@ -1,7 +1,9 @@
 """`OnnxRegressor`: an exported regressor behind the same interface as the torch one."""
 
 import hashlib
+import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +18,9 @@ from darkarc.models.population_errors import KEY
 from darkarc.serving.onnx_file import INPUT, MAX_BYTES, OnnxError, outputs_of, read_onnx
 
 IN_CACHE = 4
-"""Images a thread that are fitted at once: intermediate results of more leave the processor's cache, and 64
-at once are answered 1.7 times slower."""
+"""Images that are fitted at once: intermediate results of more leave the processor's cache, and 64 at once
+are answered 1.7 times slower. Such portions are answered side by side, a thread each: threads that share the
+small products of one portion bring half as much."""
 
 
 class OnnxRegressor(nn.Module):
@@ -42,22 +45,29 @@ class OnnxRegressor(nn.Module):
         self.path, self.spec = checked.path, checked.spec
         self._outputs = outputs_of(checked.spec)
         self.sha256 = hashlib.sha256(checked.content).hexdigest()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Operators that differ in the last digit from one run to the next are not for science.
-        options.use_deterministic_compute = True
-        try:
-            # From the very bytes that were checked: without a path, no other file can be reached.
-            self._session = onnxruntime.InferenceSession(
-                checked.content, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
-            raise OnnxError(f"{path}: ONNX Runtime refuses it: {error}") from error
+
+        def session(n_threads: int) -> Any:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = n_threads
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 3
+            # Operators that differ in the last digit from one run to the next are not for science.
+            options.use_deterministic_compute = True
+            try:
+                # From the very bytes that were checked: without a path, no other file can be reached.
+                return onnxruntime.InferenceSession(
+                    checked.content, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+                raise OnnxError(f"{path}: ONNX Runtime refuses it: {error}") from error
+
+        self._session = session(threads)
         bins = ModelConfig.model_validate(self.spec.model).bins
         fitted = self.spec.model.get("lens_residual", "none") != "none"
-        self._at_once = IN_CACHE * (threads or os.cpu_count() or 1) if fitted else None
+        self._side_by_side = (threads or os.cpu_count() or 1) if fitted else 0
+        if self._side_by_side > 1:
+            self._single = session(1)
+            self._pool = ThreadPoolExecutor(self._side_by_side, "darkarc-onnx")
         self._edges = {name: Grid(*prior, bins).edges.numpy() for name, prior in self.spec.targets.items()}
         self.eval()
 
@@ -77,16 +87,26 @@ class OnnxRegressor(nn.Module):
         batch = as_image_batch(images, self.shape)
         device = batch.device
         array = batch.detach().to("cpu", torch.float32).numpy()
-        size = self._at_once or max(len(array), 1)
-        parts = [self._answer(array[start : start + size]) for start in range(0, max(len(array), 1), size)]
+        parts = self._answers(array)
         joined = (np.concatenate(each) for each in zip(*parts, strict=True))
         named = zip(self._outputs, joined, strict=True)
         return Prediction(**{name: torch.from_numpy(answer).to(device) for name, answer in named})
 
-    def _answer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def _answers(self, images: NDArray[np.float32]) -> list[list[NDArray[np.float32]]]:
+        """As `_answer`, of portions of the images, in order."""
+        n = len(images)
+        if not self._side_by_side:
+            return [self._answer(images, self._session)]
+        size = max(1, min(IN_CACHE, math.ceil(n / self._side_by_side)))
+        portions = [images[start : start + size] for start in range(0, max(n, 1), size)]
+        if len(portions) == 1 or self._side_by_side == 1:
+            return [self._answer(portion, self._session) for portion in portions]
+        return list(self._pool.map(lambda portion: self._answer(portion, self._single), portions))
+
+    def _answer(self, images: NDArray[np.float32], session: Any) -> list[NDArray[np.float32]]:
         """The file's outputs for images (B, 1, H, W)."""
         try:
-            answers: list[NDArray[np.float32]] = self._session.run(
+            answers: list[NDArray[np.float32]] = session.run(
                 self._outputs, {INPUT: np.ascontiguousarray(images)}
             )
         except Exception as error:  # as above
