@@ -268,9 +268,7 @@ def test_pooled_factors_are_those_of_least_likelihood_among_the_falling():
 
     def loss(factors: np.ndarray) -> float:
         scaled = logits * (shares @ torch.from_numpy(factors))[:, None]
-        fit = scaled.log_softmax(dim=1)[torch.arange(len(own)), own].sum()
-        # The belief: so many images of average variance (here near 1/2) at every pool's value.
-        return float(-fit)
+        return -float(scaled.log_softmax(dim=1)[torch.arange(len(own)), own].sum())
 
     falling = LinearConstraint(np.diff(np.eye(6), axis=0), -np.inf, 0.0)
     best = minimize(loss, np.linspace(1.1, 0.9, 6), method="SLSQP", constraints=[falling])
