@@ -4,9 +4,10 @@
     python benchmarks/predict.py --threads 1 --batch-sizes 64 --trained data/trained
 
 Each pair is timed in turn, several times, and the best of each is compared, so that another process on the
-machine disturbs both alike. Without `--trained` the regressors are untrained networks without a fitted lens
-(speed does not depend on the weights); with it they are a training's, fitted lens and vortex and all, and the
-images are lenses of its form.
+machine disturbs both alike (OMP_WAIT_POLICY=passive, as darkarc's commands set it, keeps the threads of one
+from spinning while the other is timed). Without `--trained` the regressors are untrained networks without a
+fitted lens (speed does not depend on the weights); with it they are a training's, fitted lens and vortex and
+all, and the images are lenses of its form.
 """
 
 import argparse
