@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from darkarc.durable import write_file
+from darkarc.durable import why_unwritable, write_file
 
 
 @pytest.mark.parametrize("refused", ["fsync", "replace"])
@@ -26,3 +26,12 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
     assert target.read_text() == "old"
     write_file(target, b"new")
     assert target.read_text() == "new"
+
+
+def test_a_place_that_takes_no_file_is_known_beforehand(tmp_path: Path) -> None:
+    assert why_unwritable(tmp_path / "new" / "joint.json") == ""
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "taken").write_text("a file")
+    assert why_unwritable(tmp_path / "taken" / "joint.json") == "File exists"
+    assert why_unwritable(tmp_path / "new") == f"{tmp_path / 'new'} is a folder"
+    assert why_unwritable(Path("/proc/joint.json")) != ""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
@@ -34,3 +35,13 @@ def sync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def why_unwritable(path: Path) -> str:
+    """Why no file can be put at `path`, told before hours of work; "" if one can. Makes its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            return f"{path} is a folder" if path.is_dir() else ""
+    except OSError as error:
+        return error.strerror or str(error)

@@ -13,6 +13,7 @@ from darkarc.evaluation.alarms import floor_warnings
 from darkarc.evaluation.floor import NoFloor, exact_posterior, floor_stage
 from darkarc.evaluation.floor import store as floor_store
 from darkarc.evaluation.floor.beside import expected_error
+from darkarc.evaluation.floor.kept import BINS
 from darkarc.evaluation.floor.store import even_sample, known_form, stored_posterior
 from darkarc.models import Posterior
 from darkarc.simulation import draw_scenes, render
@@ -179,7 +180,7 @@ def test_a_damaged_entry_is_computed_again(store, lenses, cache):
     kept = (folder / "2.npz").read_bytes()
     (folder / "2.npz").write_bytes(kept[:40])
     again, _ = stored_posterior(store, np.array([2]), cache=cache)
-    alone = exact_posterior(lenses[1][2:3], "model_iii", "physical", bins=floor_store.BINS)
+    alone = exact_posterior(lenses[1][2:3], "model_iii", "physical", bins=BINS)
     np.testing.assert_array_equal(again.density, alone.density)
     assert (folder / "2.npz").read_bytes() == kept
 

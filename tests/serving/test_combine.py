@@ -145,6 +145,11 @@ def test_no_lens_and_wrong_shares_are_refused(regressor, tmp_path):
         combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.json", axion_share="unknown")
     with pytest.raises(PopulationError, match=r"j\.png: expected a file that ends in \.json"):
         combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "j.png")
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(
+        PopulationError, match=r"--out .*joint\.json: nothing can be written there \(File exi"
+    ):
+        combine_files(regressor, [tmp_path / "torn.npy"], tmp_path / "taken" / "joint.json")
     for text in ("0", "1.5", "many"):
         with pytest.raises(PopulationError, match=r"a number in \(0, 1\], unknown or trained"):
             parse_share(text)

@@ -1,15 +1,18 @@
 """`predict --exact`, `combine --exact`: the simulator's own likelihood, where a lens explains the image."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.evaluation.floor import exact_posterior
+from darkarc.evaluation.floor import ExactAnswer, exact_posterior
 from darkarc.models import Posterior
 from darkarc.serving import PredictError, load, predict_files
+from darkarc.serving import exact as serving_exact
 from darkarc.serving.combine import combine_files
 from darkarc.serving.exact import ExactPosteriors
 from darkarc.serving.table import QUANTILES, Journal, Row
@@ -137,6 +140,43 @@ def test_a_population_is_the_product_of_exact_posteriors(tmp_path: Path) -> None
     width = np.sqrt(weight @ (density.centres - mean) ** 2)  # before the guard against missed maxima
     assert sharp["std"] == pytest.approx(width, rel=0.15)
     assert sharp["std"] < 0.75 * found[False]["std"]
+
+
+def test_a_killed_population_goes_on(
+    images: NDArray[np.float64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the files are called by then: what is known is known by the pixels."""
+    regressor = load(str(MODELS / "model_iii_physical.onnx"))
+    np.save(tmp_path / "a.npy", images[[0, 1, 3]])  # the last is explained by no lens
+    np.save(tmp_path / "b.npy", images[[2]])
+    paths, out = [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "joint.json"
+    undisturbed = combine_files(regressor, paths, out, exact=True, batch_size=2)
+    assert sorted(path.name for path in tmp_path.glob("joint*")) == ["joint.json", "joint.png"]
+    asked: list[int] = []
+    compute = serving_exact.exact_answers
+
+    def killed(todo: NDArray[np.float32], *form: str, **options: Any) -> Iterator[ExactAnswer]:
+        for answer in compute(todo, *form, **options):
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            asked.append(1)
+            yield answer
+
+    monkeypatch.setattr(serving_exact, "exact_answers", killed)
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        combine_files(regressor, paths, out, exact=True, batch_size=2)
+    assert len(list(tmp_path.glob("joint.json.exact/*/*.npz"))) == 3 and not out.exists()
+    asked.clear()
+    paths[0].rename(tmp_path / "c.npy")
+    again = combine_files(regressor, [tmp_path / "c.npy", paths[1]], out, exact=True, workers=2)
+    assert len(asked) == 1
+    assert not list(tmp_path.glob("joint.json.*"))
+    told = ("path", "lenses", "left_out")
+    assert {k: v for k, v in again.items() if k not in told} == {
+        k: v for k, v in undisturbed.items() if k not in told
+    }
+    assert again["left_out"][0]["reason"] == undisturbed["left_out"][0]["reason"]
 
 
 def test_one_missed_maximum_does_not_rule_the_truth_out() -> None:

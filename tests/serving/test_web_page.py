@@ -179,7 +179,8 @@ def test_the_page_is_told_its_limits():
     told = client(limits={"max_files": 3, "max_file_mb": 2}).get("/api/model").json()
     assert told["limits"]["max_files"] == 3 and told["limits"]["max_file_mb"] == 2
     assert told["header"].startswith("path,p_axion")
-    assert ".fits" in told["endings"] and ".tgz" not in told["endings"]
+    assert {".fits", ".fits.gz", ".npy"} <= set(told["endings"])
+    assert not {".tgz", ".tar", ".tar.gz"} & set(told["endings"])
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,9 @@ def files(lenses: np.ndarray, tmp_path: Path) -> list[Path]:
     np.save(folder / "plain.npy", lenses[0])
     np.savez(folder / "three.npz", lenses[1:4])
     fits.PrimaryHDU(lenses[4]).writeto(folder / "sky.fits")
+    fits.PrimaryHDU(lenses[9]).writeto(folder / "packed.fits.gz")
+    whole = fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(lenses[10])])
+    whole.writeto(folder / "sky.fits.fz")
     with h5py.File(folder / "many.h5", "w") as file:
         file["images"] = lenses[5:8]
     pixels = np.empty(2, object)
@@ -215,6 +218,7 @@ def test_it_listens_on_the_loopback_alone(page):
 
 def test_a_file_that_wants_too_much_time_or_memory_is_refused(onnx_path, tmp_path):
     np.savez_compressed(tmp_path / "bomb.npz", np.zeros((200, 512, 512)))  # 0.4 GB in 0.4 MB
+    fits.PrimaryHDU(np.zeros((2, 1536, 1536))).writeto(tmp_path / "bomb.fits.gz")  # 36 MB, no file is written
     big = np.zeros((4096, 4096))
     big[::7] = 1
     np.save(tmp_path / "big.npy", big)  # 128 MB, and more for its picture
@@ -225,10 +229,14 @@ def test_a_file_that_wants_too_much_time_or_memory_is_refused(onnx_path, tmp_pat
         try:
             await pool.start()
             assert pool.facts["model"] == onnx_path.name
-            for name in ("bomb.npz", "big.npy"):
+            for name, reason in (
+                ("bomb.npz", ""),
+                ("big.npy", ""),
+                ("bomb.fits.gz", "it unpacks to over 16 MB, the most here; unpack it first"),
+            ):
                 answer = await pool.ask([Upload(name, tmp_path / name)])
                 (image,) = answer["files"][0]["images"]
-                assert image["row"]["flag"].startswith("not readable: "), name
+                assert image["row"]["flag"].startswith(f"not readable: {reason}"), name
             impatient = pool._workers[0]
             psutil.Process(impatient.pid).suspend()  # as one that is busy with a file for ever
             with pytest.raises(Refused, match="no answer within"):
@@ -345,9 +353,9 @@ def test_in_a_real_browser(page, files, tmp_path, regressor):
         wait_for(lambda: "model_iii" in window.text("#model"))
         window.type("#files", "\n".join(map(str, sent)))
         wait_for(lambda: not window.run("return document.querySelector('#download').disabled"))
-        assert window.run("return document.querySelectorAll('.card').length") == 12
+        assert window.run("return document.querySelectorAll('.card').length") == 14
         assert "big.npy: 2.1 MB, more than the 2 MB" in window.text("#notices")
-        assert window.text("#summary").startswith("8 files, 12 images: ")
+        assert window.text("#summary").startswith("10 files, 14 images: ")
         text = window.text("#results")
         for said in ("bad.npy", "not an .npy file", "shape 150x150, expected 64x64", odd.name, "many.h5#2"):
             assert said in text

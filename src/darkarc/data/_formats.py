@@ -1,5 +1,7 @@
 """Image files of every kind, read block by block: memory does not grow with the length of a stack."""
 
+import contextlib
+import errno
 import gzip
 import math
 import os
@@ -192,8 +194,12 @@ def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
                     raise BadFile(path, f"it unpacks to over {_MAX_EXPANSION} times its size")
                 content.write(piece)
         content.seek(0)
-    except BaseException:
-        content.close()
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            content.close()
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:  # the page's workers write no file
+            size = _SPOOLED_BYTES // 2**20
+            raise BadFile(path, f"it unpacks to over {size} MB, the most here; unpack it first") from error
         raise
     return content
 

@@ -1,6 +1,5 @@
 """`darkarc combine`: many lenses, one particle: the joint posterior of the axion mass behind image files."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,16 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.data.readers import iter_images
-from darkarc.durable import write_file
+from darkarc.durable import why_unwritable, write_file
 from darkarc.models import Population, PopulationError, PopulationErrors, Posterior, Regressor, join
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.models.population import UNKNOWN
 from darkarc.models.population_errors import KEY
-from darkarc.serving.exact import ExactPosteriors
+from darkarc.serving.exact import ExactPosteriors, pixels_digest
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import UNREADABLE, name_of
 
@@ -67,7 +65,7 @@ def read_lenses(
     passed_over = Counter[str]()
     items, names, left_out = iter_images(paths, passed_over), [], []
     parts: list[Posterior] = []
-    met: dict[bytes, str] = {}
+    met: dict[str, str] = {}
     while chunk := list(islice(items, batch_size)):
         readable = []
         for item in chunk:
@@ -85,7 +83,7 @@ def read_lenses(
         for k, ((name, image), verdict) in enumerate(zip(readable, seen, strict=True)):
             if verdict.withheld:
                 left_out.append((name, verdict.flag))
-            elif (digest := _digest(image)) in met:
+            elif (digest := pixels_digest(image)) in met:
                 left_out.append((name, COPY + met[digest]))
             else:
                 met[digest] = name
@@ -131,11 +129,6 @@ def read_lenses(
     return Lenses(names, whole, left_out, passed_over)
 
 
-def _digest(image: NDArray[np.float32]) -> bytes:
-    """BLAKE2b of the pixels of an image, the same whatever type of number its file holds them in."""
-    return hashlib.blake2b((image + np.float32(0)).tobytes(), digest_size=16).digest()  # -0.0 becomes 0.0
-
-
 def combine_files(
     regressor: Regressor | OnnxRegressor,
     paths: Sequence[str | Path],
@@ -154,7 +147,8 @@ def combine_files(
         other classes, too, else "trained".
 
     exact: multiply posteriors of the simulator's own likelihood (`darkarc.serving.exact`), in so many
-        processes (`workers`): they have no errors in common.
+        processes (`workers`): they have no errors in common. They are kept beside `out` (its name, and
+        .exact) until it stands, so that a killed call goes on.
 
     What the regressor knows of its common errors (`darkarc.models.population_errors`) keeps large populations
     honest; for a regressor that knows nothing the document says so.
@@ -175,7 +169,10 @@ def combine_files(
         raise PopulationError(
             f"this regressor {why}: give --axion-share as trained or as 1, or train it on all classes"
         )
-    sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers) if exact else None
+    if reason := why_unwritable(out):
+        raise PopulationError(f"--out {out}: nothing can be written there ({reason}); give a file of yours")
+    keep = out.with_name(f"{out.name}.exact")
+    sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers, keep) if exact else None
     lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged, exact=sharp)
     errors = PopulationErrors() if exact else PopulationErrors.of(known)
     options: dict[str, Any] = {"errors": errors}
@@ -197,6 +194,8 @@ def combine_files(
         )
     write_file(out.with_suffix(".png"), combine_figure(lenses.posterior, found))
     write_file(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if sharp is not None:
+        sharp.forget()
     return document
 
 

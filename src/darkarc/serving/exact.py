@@ -1,13 +1,17 @@
 """Exact posteriors in place of a regressor's, for images whose noise the simulator knows."""
 
+import contextlib
+import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.evaluation.floor import exact_answers, why_no_floor
-from darkarc.evaluation.floor.store import BINS
+from darkarc.evaluation.floor import ExactAnswer, exact_answers, why_no_floor
+from darkarc.evaluation.floor.kept import BINS, code_version, kept_or_computed
 from darkarc.models import Posterior, Regressor
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import Answers, PredictError, Sharpened
@@ -21,11 +25,18 @@ a margin."""
 class ExactPosteriors:
     """The simulator's own posteriors of the axion mass, of images of the form that a regressor has learnt.
 
-    workers: processes. Raises `PredictError` for a regressor whose form is unknown or without noise, or
-    another target than the axion mass.
+    workers: processes. keep: a folder for what was found, by the pixels, so that a killed call goes on; None:
+    nothing is kept. Raises `PredictError` for a regressor whose form is unknown or without noise, or another
+    target than the axion mass.
     """
 
-    def __init__(self, regressor: Regressor | OnnxRegressor, target: str, workers: int = 1) -> None:
+    def __init__(
+        self,
+        regressor: Regressor | OnnxRegressor,
+        target: str,
+        workers: int = 1,
+        keep: Path | None = None,
+    ) -> None:
         form = regressor.spec.form
         if target != DEFAULT_TARGET:
             raise PredictError(f"--exact: exact posteriors are of {DEFAULT_TARGET}, not of {target}")
@@ -38,23 +49,35 @@ class ExactPosteriors:
         low, high = get_preset(form["preset"]).lens.log10_axion_mass_ev
         self.edges = np.linspace(low, high, BINS + 1)
         self._form, self._workers = form, workers
+        facts = f"{code_version()} {sorted(form.items())}"
+        self._kept = None if keep is None else keep / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def of(self, images: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float64] | None, str]]:
         """Of each image (N, H, W) the density (BINS,); or None, and why: no lens of the form explains it."""
-        answers = exact_answers(
-            images,
-            self._form["preset"],
-            self._form["noise"],
-            distances=self._form["distances"],
-            bins=BINS,
-            workers=max(1, min(self._workers, len(images))),
-        )
-        for answer in answers:
+
+        def compute(todo: list[int]) -> Iterator[ExactAnswer]:
+            return exact_answers(
+                images[todo],
+                self._form["preset"],
+                self._form["noise"],
+                distances=self._form["distances"],
+                bins=BINS,
+                workers=max(1, min(self._workers, len(todo))),
+            )
+
+        for answer in kept_or_computed(self._kept, [pixels_digest(image) for image in images], compute):
             if answer.explained:
                 yield answer.density, ""
             else:
                 reason = f"chi-square off by {answer.misfit:+.1f} sigma, worst pixel {answer.worst:.1f} sigma"
                 yield None, f"not exact: no lens of this form explains it ({reason})"
+
+    def forget(self) -> None:
+        """Delete what was kept, once the result stands."""
+        if self._kept is not None and self._kept.exists():
+            shutil.rmtree(self._kept)
+            with contextlib.suppress(OSError):  # something of another version, or of somebody else's
+                self._kept.parent.rmdir()
 
     def guarded(self, density: NDArray[np.float64], own: Posterior) -> NDArray[np.float64]:
         """(BINS,) a mixture with the regressor's posterior of the image (of length 1), for products of many:
@@ -62,6 +85,11 @@ class ExactPosteriors:
         below = np.concatenate([[0.0], np.cumsum(own.density[0] * own.widths)])
         wide = np.diff(np.interp(self.edges, own.edges, below)) / np.diff(self.edges)
         return (1 - MISSED) * density + MISSED * wide
+
+
+def pixels_digest(image: NDArray[np.float32]) -> str:
+    """BLAKE2b of the pixels of an image, the same whatever type of number its file holds them in."""
+    return hashlib.blake2b((image + np.float32(0)).tobytes(), digest_size=16).hexdigest()  # -0.0 becomes 0.0
 
 
 class ExactAnswers(Answers):

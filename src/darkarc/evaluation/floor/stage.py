@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.data.store import Store
-from darkarc.durable import write_file
+from darkarc.durable import why_unwritable, write_file
 from darkarc.evaluation.binning import by_bin, mass_edges
 from darkarc.evaluation.context import FLOOR_CACHE
 from darkarc.evaluation.floor.beside import expected_error
@@ -49,6 +49,8 @@ def floor_stage(
 
     if out.suffix.lower() != ".json":
         raise NoFloor(f"{out}: expected a file that ends in .json; the figure goes beside it as .png")
+    if reason := why_unwritable(out):
+        raise NoFloor(f"--out {out}: nothing can be written there ({reason}); give a file of yours")
     form = known_form(store)
     assert form.preset is not None and form.noise is not None
     rows, truth = _axion_rows(store)

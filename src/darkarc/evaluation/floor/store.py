@@ -1,10 +1,7 @@
 """Exact posteriors of a store's axion images: which images, and each computed once."""
 
-import hashlib
-from collections.abc import Callable
-from io import BytesIO
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +9,14 @@ from numpy.typing import NDArray
 from darkarc.config import CLASSES, DEFAULT_TARGET
 from darkarc.data.form import DataForm, data_form
 from darkarc.data.store import Store
-from darkarc.durable import write_file
 from darkarc.evaluation.context import FLOOR_CACHE
+from darkarc.evaluation.floor.kept import BINS, code_version, kept_or_computed
 from darkarc.evaluation.floor.likelihood import NoFloor, why_no_floor
 from darkarc.evaluation.floor.posterior import ExactAnswer, exact_answers
 from darkarc.models import Posterior
 from darkarc.simulation import get_preset
 
 Floats = NDArray[np.float64]
-
-BINS = 8192
-"""Of 2.4e-4 dex: the longest vortices are known to a few of them."""
 
 _A_WORKER = 8
 """Images that pay for the start of another process."""
@@ -78,61 +72,26 @@ def stored_posterior(
     assert form.preset is not None and form.noise is not None
     edges = np.linspace(*get_preset(form.preset).lens.log10_axion_mass_ev, BINS + 1)
     folder = None if cache is None else cache / f"{store.digest[:16]}-{code_version()[:16]}"
-    found: dict[int, ExactAnswer] = {}
-    if folder is not None:
-        found = {int(row): kept for row in rows if (kept := _read(folder, row)) is not None}
-    todo = [int(row) for row in rows if int(row) not in found]
-    for _ in found:
-        if advance is not None:
-            advance()
-    answers = exact_answers(
-        (store.images([row])[0] for row in todo),
-        form.preset,
-        form.noise,
-        distances=form.distances or "deeplense",
-        bins=BINS,
-        workers=max(1, min(workers, len(todo) // _A_WORKER)),
-        device=device,
-    )
-    for row, answer in zip(todo, answers, strict=True):
-        found[row] = answer
-        if folder is not None:
-            _write(folder, row, answer)
+    preset, noise, distances = form.preset, form.noise, form.distances or "deeplense"
+
+    def compute(todo: list[int]) -> Iterator[ExactAnswer]:
+        return exact_answers(
+            (store.images([rows[k]])[0] for k in todo),
+            preset,
+            noise,
+            distances=distances,
+            bins=BINS,
+            workers=max(1, min(workers, len(todo) // _A_WORKER)),
+            device=device,
+        )
+
+    ordered = []
+    for answer in kept_or_computed(folder, [str(row) for row in rows], compute):
+        ordered.append(answer)
         if advance is not None:
             advance()
     classes = np.zeros((len(rows), len(CLASSES)))
     classes[:, CLASSES.index("axion")] = 1.0
-    ordered = [found[int(row)] for row in rows]
     density = np.array([answer.density for answer in ordered]).reshape(-1, BINS)
     explained = np.array([answer.explained for answer in ordered], dtype=bool)
     return Posterior(edges, density, classes, DEFAULT_TARGET), explained
-
-
-def code_version() -> str:
-    """SHA-256 of the sources that an exact posterior depends on: the simulator's and the floor's."""
-    here = Path(__file__).parent
-    own = ("bank", "compound", "crossing", "explore", "lattice", "likelihood", "nuisance", "posterior")
-    files = [here / f"{name}.py" for name in own]
-    files += sorted((here.parents[1] / "simulation").glob("*.py"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _read(folder: Path, row: np.intp) -> ExactAnswer | None:
-    """What was kept of an image; None where there is nothing, or something damaged."""
-    try:
-        with np.load(BytesIO((folder / f"{row}.npz").read_bytes()), allow_pickle=False) as kept:
-            answer = ExactAnswer(kept["density"], float(kept["misfit"]), float(kept["worst"]))
-    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):
-        return None
-    density = answer.density
-    usable = density.shape == (BINS,) and density.dtype == np.float64 and np.isfinite(density).all()
-    return answer if usable else None
-
-
-def _write(folder: Path, row: int, answer: ExactAnswer) -> None:
-    content = BytesIO()
-    np.savez(content, density=answer.density, misfit=answer.misfit, worst=answer.worst)
-    write_file(folder / f"{row}.npz", content.getvalue())

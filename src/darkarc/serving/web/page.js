@@ -186,7 +186,8 @@ function describe() {
   }
   const { max_files: files, max_file_mb: size, max_images: images } = model.limits;
   $("accepted").textContent = `${model.endings.join(", ")}; at most ${files} files, ${size} MB and ${images} images each`;
-  $("files").accept = model.endings.join(",");
+  // A browser looks at the last part of a name alone.
+  $("files").accept = model.endings.map((ending) => ending.slice(ending.lastIndexOf("."))).join(",");
   document.querySelector(".unit").textContent = model.unit;
   document.querySelector(".gate").textContent = String(model.gate);
 }

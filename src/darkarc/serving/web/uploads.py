@@ -9,12 +9,13 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from darkarc.config import ServeConfig
+from darkarc.data.readers import READERS
 from darkarc.serving.web.settings import MEGABYTE
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-ENDINGS = (".npy", ".npz", ".fits", ".fit", ".h5", ".hdf5")
+ENDINGS = tuple(ending for ending in READERS if "tar" not in ending and ending != ".tgz")
 """What is read from the page. Archives are not: `darkarc predict` takes them."""
 
 LONGEST_NAME = 200
