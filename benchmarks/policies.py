@@ -1,16 +1,20 @@
 """Super-convergence: one-cycle at the rate that the range test suggests, against reduce-on-plateau.
 
-Run: python benchmarks/policies.py [--images 3000] [--width 0.5] [--short 12] [--long 40] [--figure FILE].
-Both policies start from the same weights, see the same images in the same order, and have the same highest
-rate; plateau also gets a tenth of it. Epochs are counted until the validation error (MAE, dex) is as low as
-one-cycle's at its end. Prints the table; the figure shows the range test and the curves.
+Run: python benchmarks/policies.py [--images 3000] [--width 0.5] [--short 12] [--long 40] [--seeds 3]
+[--figure FILE]. With each seed all policies start from the same weights, see the same images in the same
+order, and have the same highest rate; plateau also gets a tenth of it. Epochs are counted until the
+validation error (MAE, dex) is as low as one-cycle's least with that seed. Prints the table, means and
+standard deviations over the seeds; the figure shows the range test and the curves of all seeds.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from darkarc import config as configuration
 from darkarc.config import Config
@@ -37,9 +41,9 @@ def data(folder: Path, n_images: int, width: float) -> tuple[Config, Store]:
     return config, prepare(raw, folder / "prepared", config, None)
 
 
-def curve(config: Config, prepared: Store, folder: Path, **settings: Any) -> tuple[Curve, float]:
+def curve(config: Config, prepared: Store, folder: Path, seed: int, **settings: Any) -> tuple[Curve, float]:
     """Validation MAE of every epoch, and the processor seconds spent."""
-    tree = config.dump()
+    tree = config.dump() | {"seed": seed}
     tree["train"] |= settings
     began = time.process_time()
     result = train(configuration.parse(tree), prepared, workdir=folder, tracker=NullTracker(), progress=False)
@@ -51,7 +55,13 @@ def epochs_until(errors: Curve, error: float) -> int | None:
     return next((epoch for epoch, found in enumerate(errors, start=1) if found <= error), None)
 
 
-def draw(test: RangeTest, curves: dict[str, Curve], path: Path) -> None:
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and, of several, standard deviation."""
+    found = f"{np.mean(values):.{digits}f}"
+    return found if len(values) == 1 else f"{found} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def draw(test: RangeTest, curves: dict[str, list[Curve]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,8 +75,10 @@ def draw(test: RangeTest, curves: dict[str, Curve], path: Path) -> None:
     left.set(
         xscale="log", ylim=(low - 0.4, high + 0.4), xlabel="learning rate", ylabel="training loss (nats)"
     )
-    for (name, errors), colour in zip(curves.items(), ("#c4572e", "#1f6f8b", "#7a8b99"), strict=True):
-        right.plot(range(1, len(errors) + 1), errors, color=colour, marker=".", label=name)
+    for (name, found), colour in zip(curves.items(), ("#c4572e", "#1f6f8b", "#7a8b99"), strict=True):
+        for seed, errors in enumerate(found):
+            epochs, label = range(1, len(errors) + 1), name if seed == 0 else None
+            right.plot(epochs, errors, color=colour, marker=".", markersize=3, linewidth=1, label=label)
     right.set(yscale="log", xlabel="epoch", ylabel="validation MAE (dex)")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
@@ -81,6 +93,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--short", type=int, default=12, help="epochs of one-cycle")
     parser.add_argument("--long", type=int, default=40, help="epochs of plateau")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, default=Path("reports/super_convergence.png"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,17 +109,22 @@ def main() -> None:
             f"plateau, {rate:.1e}": plateau,
             f"plateau, {rate / 10:.1e}": plateau | {"learning_rate": rate / 10},
         }
-        curves: dict[str, Curve] = {}
-        print(f"{'policy and rate':28s} {'epochs':>6s} {'best MAE':>9s} {'reached at':>10s} {'CPU s':>6s}")
-        for name, settings in trainings.items():
-            curves[name], seconds = curve(config, prepared, folder / "work", **settings)
-            wanted = min(next(iter(curves.values())))
-            reached = epochs_until(curves[name], wanted)
-            print(
-                f"{name:28s} {len(curves[name]):6d} {min(curves[name]):9.4f} {reached or 'never':>10} "
-                f"{seconds:6.0f}",
-                flush=True,
-            )
+        curves: dict[str, list[Curve]] = {name: [] for name in trainings}
+        seconds: dict[str, list[float]] = {name: [] for name in trainings}
+        for seed in range(arguments.seeds):
+            for name, settings in trainings.items():
+                errors, spent = curve(config, prepared, folder / "work", seed, **settings)
+                curves[name].append(errors)
+                seconds[name].append(spent)
+                print(f"seed {seed}, {name}: {min(errors):.4f} in {len(errors)} epochs", flush=True)
+    wanted = [min(errors) for errors in next(iter(curves.values()))]
+    print("| policy, highest rate | epochs | best validation MAE (dex) | reached after | core-seconds |")
+    print("|---|---|---|---|---|")
+    for name, found in curves.items():
+        reached = [epochs_until(errors, error) for errors, error in zip(found, wanted, strict=True)]
+        after = ", ".join("never" if epoch is None else str(epoch) for epoch in reached)
+        best = spread([min(errors) for errors in found], 4)
+        print(f"| {name} | {len(found[0])} | {best} | {after} | {np.mean(seconds[name]):.0f} |")
     draw(test, curves, arguments.figure)
     print(arguments.figure)
 
