@@ -46,6 +46,14 @@ def test_usable_lenses_count_and_the_others_are_named(regressor, population, tmp
     assert (tmp_path / "joint.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_image_is_counted_as_it_is_dealt_with(regressor, population):
+    folder, images = population
+    np.save(folder / "z_copy.npy", images[0])
+    counts: list[int] = []
+    read_lenses(regressor, [folder], batch_size=4, advance=counts.append)
+    assert sum(counts) == N + 3 and counts[0] < 4 + 1
+
+
 def test_what_the_regressor_knows_of_populations_is_used(make_regressor, population, tmp_path):
     folder, _ = population
     regressor = make_regressor()

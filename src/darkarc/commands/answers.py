@@ -144,6 +144,7 @@ def combine(
     device: Annotated[str, typer.Option(help="cpu or cuda, for a folder of weights.")] = "cpu",
     exact: Exact = False,
     workers: ExactWorkers = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Combine many lenses into one posterior of the mass of one particle."""
     from collections import Counter
@@ -162,6 +163,7 @@ def combine(
         keep_flagged=keep_flagged,
         exact=exact,
         workers=workers or cores(),
+        progress=not quiet,
     )
     low, high = found["interval_68"]
     left_out = f" ({found['n_left_out']} left out)" if found["n_left_out"] else ""

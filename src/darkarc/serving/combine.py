@@ -2,21 +2,23 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
-from darkarc.data.readers import iter_images
+from darkarc.data.readers import ImageItem, iter_images
 from darkarc.durable import why_unwritable, write_file
 from darkarc.models import Population, PopulationError, PopulationErrors, Posterior, Regressor, join
 from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.models.population import UNKNOWN
 from darkarc.models.population_errors import KEY
+from darkarc.serving.counting import counting
 from darkarc.serving.exact import ExactPosteriors, pixels_digest
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import UNREADABLE, name_of
@@ -51,82 +53,115 @@ def read_lenses(
     batch_size: int = 64,
     keep_flagged: bool = False,
     exact: ExactPosteriors | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Lenses:
     """Predict every image under `paths`; what `predict` withholds or flags as unlike training is left out.
 
     So is what has the pixels of an image before it, whatever its file: one lens counts once.
 
     exact: posteriors of the simulator's own likelihood; lenses that it cannot explain are left out.
+    advance: called with the number of images that were dealt with since the last call.
     A few kilobytes a lens are kept (64 with `exact`). Raises `PopulationError` if no lens is left.
     """
     if DEFAULT_TARGET not in regressor.targets:
         raise PopulationError(f"this regressor knows {', '.join(regressor.targets)}, not {DEFAULT_TARGET}")
-    reference = Reference(regressor.spec.statistics, regressor.shape)
-    passed_over = Counter[str]()
-    items, names, left_out = iter_images(paths, passed_over), [], []
-    parts: list[Posterior] = []
-    met: dict[str, str] = {}
+    reader = _Reader(regressor, keep_flagged, exact, advance)
+    items = iter_images(paths, reader.passed_over)
     while chunk := list(islice(items, batch_size)):
-        readable = []
-        for item in chunk:
-            if item.image is None:
-                left_out.append((name_of(item), UNREADABLE + (item.error or "no image")))
-            elif wrong := reference.wrong_shape(item.image.shape):
-                left_out.append((name_of(item), wrong))
-            else:
-                readable.append((name_of(item), np.asarray(item.image, np.float32)))
-        if not readable:
-            continue
-        images = np.stack([image for _, image in readable])
-        seen = reference.judge(images)
-        able = []
-        for k, ((name, image), verdict) in enumerate(zip(readable, seen, strict=True)):
-            if verdict.withheld:
-                left_out.append((name, verdict.flag))
-            elif (digest := pixels_digest(image)) in met:
-                left_out.append((name, COPY + met[digest]))
-            else:
-                met[digest] = name
-                able.append(k)
-        if not able:
-            continue
-        readable, seen, images = [readable[k] for k in able], [seen[k] for k in able], images[able]
-        posterior = regressor.predict(images, target=DEFAULT_TARGET, batch_size=len(images))
-        kept = []
-        verdicts = zip(readable, seen, unlikeness(posterior), strict=True)
-        for k, ((name, _), pixels, answer) in enumerate(verdicts):
-            flag = "; ".join(v.flag for v in (pixels, answer) if v.flag)
-            if answer.withheld or (flag and not keep_flagged):
-                left_out.append((name, flag))
-            else:
-                kept.append(k)
-        chosen = posterior[np.array(kept, dtype=np.intp)]
-        if exact is not None and kept:
-            densities, places = [], []
-            for place, (density, why_not) in enumerate(exact.of(images[kept])):
-                if density is None:
-                    left_out.append((readable[kept[place]][0], why_not))
-                else:
-                    densities.append(exact.guarded(density, chosen[place]))
-                    places.append(place)
-            kept = [kept[place] for place in places]
-            classes = chosen.class_probability[places]
-            chosen = Posterior(
-                exact.edges, np.array(densities).reshape(-1, len(exact.edges) - 1), classes, DEFAULT_TARGET
-            )
-        names += [readable[k][0] for k in kept]
-        if kept:
-            parts.append(chosen)
-    if not names:
-        reasons = f"; the first: {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        reader.take(chunk)
+    if not reader.names:
+        first = reader.left_out[:1]
+        reasons = "".join(f"; the first: {name}: {why}" for name, why in first)
         raise PopulationError(f"no usable lens under {', '.join(map(str, paths))}{reasons}")
+    parts = reader.parts
     whole = Posterior(
         parts[0].edges,
         np.concatenate([part.density for part in parts]),
         np.concatenate([part.class_probability for part in parts]),
         DEFAULT_TARGET,
     )
-    return Lenses(names, whole, left_out, passed_over)
+    return Lenses(reader.names, whole, reader.left_out, reader.passed_over)
+
+
+class _Reader:
+    """Takes images batch by batch: keeps the posteriors of those that count, and why others do not."""
+
+    def __init__(
+        self,
+        regressor: Regressor | OnnxRegressor,
+        keep_flagged: bool,
+        exact: ExactPosteriors | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.names: list[str] = []
+        self.parts: list[Posterior] = []
+        self.left_out: list[tuple[str, str]] = []
+        self.passed_over = Counter[str]()
+        self._regressor, self._exact, self._advance = regressor, exact, advance
+        self._keep_flagged = keep_flagged
+        self._reference = Reference(regressor.spec.statistics, regressor.shape)
+        self._met: dict[str, str] = {}
+
+    def take(self, chunk: Sequence[ImageItem]) -> None:
+        able = self._able(chunk)
+        self._advance(len(chunk) - len(able))
+        if not able:
+            return
+        images = np.stack([image for _, image, _ in able])
+        posterior = self._regressor.predict(images, target=DEFAULT_TARGET, batch_size=len(images))
+        kept = []
+        for k, ((name, _, noted), answer) in enumerate(zip(able, unlikeness(posterior), strict=True)):
+            flag = "; ".join(flag for flag in (noted, answer.flag) if flag)
+            if answer.withheld or (flag and not self._keep_flagged):
+                self.left_out.append((name, flag))
+            else:
+                kept.append(k)
+        self._advance(len(able) - len(kept))
+        if kept:
+            self._count([able[k][0] for k in kept], images[kept], posterior[np.array(kept)])
+
+    def _able(self, chunk: Sequence[ImageItem]) -> list[tuple[str, NDArray[np.float32], str]]:
+        """Names, pixels and flags of the images that may be judged and are not copies."""
+        readable = []
+        for item in chunk:
+            if item.image is None:
+                self.left_out.append((name_of(item), UNREADABLE + (item.error or "no image")))
+            elif wrong := self._reference.wrong_shape(item.image.shape):
+                self.left_out.append((name_of(item), wrong))
+            else:
+                readable.append((name_of(item), np.asarray(item.image, np.float32)))
+        if not readable:
+            return []
+        able = []
+        seen = self._reference.judge(np.stack([image for _, image in readable]))
+        for (name, image), verdict in zip(readable, seen, strict=True):
+            if verdict.withheld:
+                self.left_out.append((name, verdict.flag))
+            elif (digest := pixels_digest(image)) in self._met:
+                self.left_out.append((name, COPY + self._met[digest]))
+            else:
+                self._met[digest] = name
+                able.append((name, image, verdict.flag))
+        return able
+
+    def _count(self, names: list[str], images: NDArray[np.float32], posterior: Posterior) -> None:
+        if self._exact is None:
+            self.names += names
+            self.parts.append(posterior)
+            self._advance(len(names))
+            return
+        densities, places = [], []
+        for place, (density, why_not) in enumerate(self._exact.of(images)):
+            if density is None:
+                self.left_out.append((names[place], why_not))
+            else:
+                densities.append(self._exact.guarded(density, posterior[place]))
+                places.append(place)
+            self._advance(1)
+        if places:
+            self.names += [names[place] for place in places]
+            classes = posterior.class_probability[places]
+            self.parts.append(Posterior(self._exact.edges, np.array(densities), classes, DEFAULT_TARGET))
 
 
 def combine_files(
@@ -139,6 +174,7 @@ def combine_files(
     keep_flagged: bool = False,
     exact: bool = False,
     workers: int = 1,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """The joint posterior of the lenses under `paths`; writes `out` (JSON) and its figure, `out` as .png.
 
@@ -173,7 +209,10 @@ def combine_files(
         raise PopulationError(f"--out {out}: nothing can be written there ({reason}); give a file of yours")
     keep = out.with_name(f"{out.name}.exact")
     sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers, keep) if exact else None
-    lenses = read_lenses(regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged, exact=sharp)
+    with counting("combine", progress) as advance:
+        lenses = read_lenses(
+            regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged, exact=sharp, advance=advance
+        )
     errors = PopulationErrors() if exact else PopulationErrors.of(known)
     options: dict[str, Any] = {"errors": errors}
     if share != "trained":

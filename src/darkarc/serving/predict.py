@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from darkarc.config import CLASSES, DEFAULT_TARGET, TARGET_CLASS
 from darkarc.data.readers import ImageItem, iter_images, said_of
 from darkarc.models import QUANTILE_LEVELS, Posterior, Regressor
 from darkarc.models.flags import Reference, limits, unlikeness
+from darkarc.serving.counting import counting
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.table import Journal, Row, check_ending, printable, table_row, write_table
 
@@ -119,7 +120,7 @@ def predict_files(
         # What the journal holds has its picture only where pictures were asked for.
         "pictures": None if pictures is None else printable(str(pictures)),
     }  # fmt: skip
-    with Journal(out, identity, resume=resume) as journal, _bar(progress) as advance:
+    with Journal(out, identity, resume=resume) as journal, counting("predict", progress) as advance:
         items, summary = _after_journal(journal, paths, out)
         advance(summary.n_resumed)
         with closing(_portions(answers, items, batch_size)) as portions:
@@ -347,19 +348,3 @@ def _after_journal(
         summary.add(batch)
     summary.n_resumed = summary.n_images
     return items, summary
-
-
-@contextmanager
-def _bar(progress: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar that counts images; their total is not known beforehand."""
-    from rich.progress import Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("predict {task.completed:.0f} images"),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, disable=not progress, transient=True) as bar:
-        task = bar.add_task("predict", total=None)
-        yield lambda n: bar.advance(task, n)
