@@ -73,6 +73,17 @@ def test_a_uniform_posterior_scores_as_the_closed_forms_say() -> None:
     assert scores.prior_bound.tolist() == [False, False]
 
 
+def test_a_pull_is_counted_from_the_mean_in_standard_deviations() -> None:
+    edges = np.array([-24.0, -23.5, -22.0])
+    posterior = Posterior(edges, np.array([[1.6, 0.4 / 3]]), np.full((1, 3), 1 / 3), "log10_axion_mass_ev")
+    mean = 0.8 * -23.75 + 0.2 * -22.75
+    variance = 0.8 * (0.5**2 / 12 + (mean + 23.75) ** 2) + 0.2 * (1.5**2 / 12 + (mean + 22.75) ** 2)
+    scores = score(posterior, np.array([-23.0]), np.array([-23.0]))
+    assert scores.median[0] == pytest.approx(-24 + 0.5 / 1.6)
+    assert scores.error[0] == pytest.approx(scores.median[0] + 23.0)
+    assert scores.pull[0] == pytest.approx((-23.0 - mean) / np.sqrt(variance), rel=1e-9)
+
+
 def test_nll_of_exact_normal_posteriors_is_their_entropy() -> None:
     rng = np.random.default_rng(3)
     sigma = 0.05
