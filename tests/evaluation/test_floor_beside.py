@@ -156,6 +156,9 @@ def test_the_alarm_on_numbers_alone():
     exact = np.abs(rng.normal(0, 0.05, 24))
     assert floor_warnings(TARGET, 0.3 * exact, exact, 0) != []
     assert floor_warnings(TARGET, np.abs(exact + rng.normal(0, 0.02, 24)), exact, 0) == []
+    # Half a grid's bin below, surely and on every image, is nothing that only leakage explains.
+    assert floor_warnings(TARGET, 0.98 * exact, exact, 0) == []
+    assert floor_warnings(TARGET, 0.9 * exact, exact, 0) != []
     honest = [
         floor_warnings(TARGET, np.abs(rng.normal(0, 0.05, 24)), np.abs(rng.normal(0, 0.05, 24)), 0)
         for _ in range(100)

@@ -133,6 +133,31 @@ def test_it_travels_with_the_weights_and_old_ones_have_none(fitted, tmp_path):
     assert fitted.predict(images)[1:3].novelty.shape == (2,)
 
 
+def test_the_score_is_the_logarithm_of_a_rarity():
+    """Where strangeness is exponential, as its tail is taken for, it is so at every share."""
+    novelty = Novelty(2, (16, 16), 1.0)
+    novelty.quantiles.copy_(-torch.log(1 - torch.tensor([0.5, 0.9, 0.99])))
+    shares = torch.tensor([0.5, 0.2, 0.1, 0.03, 0.01, 0.001])
+    torch.testing.assert_close(novelty._rarity(-torch.log(shares)), -torch.log10(shares), atol=1e-4, rtol=0)
+
+
+def test_one_strange_look_is_enough():
+    """The stranger of two looks counts, not their mean: each is ordinary in the other."""
+    rng = np.random.default_rng(9)
+    novelty = Novelty(3, (16, 16), 1.0)
+    images = torch.from_numpy(rng.normal(size=(900, 1, 16, 16))).float()
+    features = torch.from_numpy(rng.normal(size=(900, 3))).float()
+    seen = novelty.measure(images, features, images)
+    novelty.fit([look[:600] for look in seen], [look[600:] for look in seen])
+    images, features = images[:20], features[:20]
+    ordinary, other = novelty(images, features, images), novelty(images, 8 + features, images)
+    surprise = novelty._surprise(novelty.measure(images, 8 + features, images))
+    of_features = ((surprise - novelty.typical) / novelty.scale)[:, 0]
+    torch.testing.assert_close(other, novelty._rarity(of_features))
+    assert ordinary.median() < 1 and bool((other > VERY_RARE).all())
+    assert bool((novelty(3 * images, features, images) > VERY_RARE).all())
+
+
 def test_unfitted_it_suspects_nothing():
     novelty = Novelty(4, (16, 16), 1.0)
     scores = novelty(torch.randn(6, 1, 16, 16), torch.randn(6, 4), torch.randn(6, 1, 16, 16))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from darkarc.cli import app
 from darkarc.models import PopulationError, Posterior, combine, save_regressor
 from darkarc.serving.combine import combine_files, growing, kind_of, parse_share, read_lenses
+from darkarc.serving.exact import pixels_digest
 from darkarc.simulation import simulate
 
 N = 6
@@ -112,6 +113,12 @@ def test_the_same_lens_counts_once_however_often_it_is_given(regressor, populati
     reasons = {entry["path"]: entry["reason"] for entry in found["left_out"]}
     assert reasons[f"{tmp_path / 'again.npz'}#1"] == f"the same image as {folder / 'lens_3.npy'}"
     assert "outside training range" in reasons[str(folder / "x_bright.npy")]
+
+
+def test_a_copy_is_one_in_any_type_of_number_and_with_either_sign_of_zero():
+    image = np.array([[1.5, 0.0], [-0.0, 2.0]], np.float32)
+    assert pixels_digest(image) == pixels_digest(np.abs(image)) == pixels_digest(image.copy(order="F"))
+    assert pixels_digest(image) != pixels_digest(image.T + np.float32(1))
 
 
 def test_what_is_withheld_is_never_asked_about(regressor, population, monkeypatch):

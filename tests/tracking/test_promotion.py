@@ -79,6 +79,16 @@ def test_each_case_is_decided_with_its_reason(
     assert reason in decision.reason
 
 
+def test_better_by_chance_is_not_better():
+    """One standard error ahead: the interval of the difference holds zero. Four: it does not."""
+    theirs = np.full(400, 0.5)
+    spread = np.random.default_rng(7).permutation(np.repeat([-0.1, 0.1], 200))
+    one_standard_error = 0.1 / np.sqrt(400)
+    lucky = decide(theirs + spread - one_standard_error, theirs, GOOD, GATES)
+    assert not lucky.promote and "not better at 95%" in lucky.reason
+    assert decide(theirs + spread - 4 * one_standard_error, theirs, GOOD, GATES).promote
+
+
 def test_errors_that_are_not_pairs_are_refused():
     with pytest.raises(ValueError, match="not pairs"):
         decide(np.ones(3), np.ones(4), GOOD, GATES)
