@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +104,25 @@ class TestWeight:
             pulls[name] = float(((truth - mean) / variance.sqrt()).std())
         assert pulls["seen"] == pytest.approx(1, abs=0.03)
         assert pulls["fresh"] == pytest.approx(1, abs=0.06)
+
+    def test_pulls_have_unit_width_though_a_few_fits_are_far_off(self):
+        """One in twenty, by a t distribution without a variance: to the logarithmic score alone, which sees
+        how rare they are and not how far, such posteriors are best a third too wide."""
+        fit, pulls = vortex_fit(), {}
+        for name, seed in (("seen", 5), ("fresh", 6)):
+            logits, facts, place, _ = problem(4000, seed)
+            generator = np.random.default_rng(seed)
+            truth = place * GRID.width - 1
+            wrong = torch.from_numpy(generator.random(len(truth)) < 0.05)
+            off = torch.from_numpy(generator.standard_t(2, size=len(truth)))
+            noise = torch.from_numpy(generator.normal(size=len(truth)))
+            facts[:, 0] = (truth + torch.where(wrong, 0.03 * off, 0.004 * noise)).float().clamp(-1, 1)
+            facts[:, 2] = 0
+            if name == "seen":
+                fit.fit_weight(logits, facts, place)
+            mean, variance = fit._moments(fit.mixed(logits, facts).softmax(dim=1))
+            pulls[name] = float(((truth - mean) / variance.sqrt()).std())
+        assert pulls["seen"] == pytest.approx(1, abs=0.06) and pulls["fresh"] == pytest.approx(1, abs=0.12)
 
     def test_dawids_and_sebastianis_score_is_of_the_mixtures_moments(self, taught):
         fit, _ = taught
