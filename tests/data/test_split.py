@@ -76,6 +76,13 @@ def test_the_published_sets_stay_and_take_their_groups_along() -> None:
     assert counts["calibration"] == pytest.approx(248 * 0.05 / 0.75, abs=1.5)
 
 
+def test_a_group_of_several_strata_counts_as_its_smallest() -> None:
+    groups, strata = drawn(300, 5)
+    larger = strata + np.random.default_rng(1).integers(0, 9, 300)
+    both = split_groups([*groups, *groups], np.concatenate([larger, strata]), shares=SHARES, seed=1)
+    assert both[:300].tolist() == split_groups(groups, strata, shares=SHARES, seed=1).tolist()
+
+
 def test_test_wins_over_validation() -> None:
     splits = split_groups(
         ["a", "a", "b"], np.zeros(3, int), shares=SHARES, seed=0, published=["validation", "test", None]

@@ -14,6 +14,7 @@ from darkarc import config
 from darkarc.data.generate import generate
 from darkarc.evaluation.floor import NoFloor, exact_posterior, floor_stage
 from darkarc.evaluation.floor.bank import make_bank
+from darkarc.evaluation.floor.curve import quantiles
 from darkarc.evaluation.floor.explore import explored
 from darkarc.evaluation.floor.lattice import MassCurve, mass_curve
 from darkarc.evaluation.floor.nuisance import LIKELY
@@ -160,3 +161,25 @@ def test_an_end_of_the_prior_cuts_a_posterior_off():
     density = bin_density(MassCurve(x, np.zeros(11), 0.01, np.arange(11)), edges)
     inside = edges[:-1] >= -22.09
     np.testing.assert_allclose(density[inside], density[-1], rtol=0.02)
+
+
+def test_nothing_lies_between_two_modes():
+    """Rows that are left out were improbable: the logarithm is not drawn across them."""
+    edges = np.linspace(-24, -22, 257)
+    rows = np.concatenate([np.arange(8), np.arange(60, 68)])
+    x = -23.5 + 0.0125 * rows
+    probability = bin_density(MassCurve(x, np.zeros(16), 0.0125, rows), edges) * np.diff(edges)
+    between = (edges[:-1] > x[7] + 0.0125) & (edges[1:] < x[8] - 0.0125)
+    assert between.sum() > 50 and probability[between].sum() < 1e-6
+    assert probability[edges[1:] < -23.0].sum() == pytest.approx(0.5)
+
+
+def test_quantiles_are_those_of_a_gaussian_and_of_a_plateau():
+    from scipy.stats import norm
+
+    rows = np.arange(-10, 11)
+    curve = MassCurve(-23.0 + 0.01 * rows, -0.5 * (rows / 3) ** 2, 0.01, rows)
+    expected = norm.ppf([0.16, 0.5, 0.84], -23.0, 0.03)
+    np.testing.assert_allclose(quantiles(curve), expected, atol=2e-4)
+    low, middle, high = quantiles(MassCurve(-23.0 + 0.01 * rows, np.zeros(21), 0.01, rows))
+    assert middle == pytest.approx(-23.0, abs=1e-6) and low + high == pytest.approx(-46.0, abs=1e-6)

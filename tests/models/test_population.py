@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from darkarc.config import DEFAULT_TARGET
+from darkarc.models import population_errors
 from darkarc.models.population import PopulationError, combine, join
 from darkarc.models.population_errors import PopulationErrors, fit_correlation, fit_correlations_of_pools
 from darkarc.models.posterior import Posterior
@@ -186,6 +187,18 @@ def test_correlated_errors_widen_a_population_to_its_design_effect():
             combine(lenses, errors=wrong)
 
 
+def test_a_correlation_is_interpolated_in_the_mass_and_the_logarithm_of_the_number():
+    errors = PopulationErrors(0.9, (-23.5, -22.5), (3.0, 300.0), ((0.1, 0.3), (0.5, 0.7)))
+    masses = np.array([-24.0, -23.5, -23.0, -22.5, -22.0])
+    for n, expected in {
+        2: [0.1, 0.1, 0.3, 0.5, 0.5],
+        30: [0.2, 0.2, 0.4, 0.6, 0.6],
+        900: [0.3, 0.3, 0.5, 0.7, 0.7],
+    }.items():
+        assert errors.correlations(n, masses) == pytest.approx(expected)
+        assert errors.power(n, masses) == pytest.approx(1 / (1 + (n - 1) * np.array(expected)))
+
+
 def test_posteriors_that_know_of_common_errors_are_joined_with_them():
     lenses, errors = gaussians(np.full(50, -23.0), 0.1, 0.9), PopulationErrors(0.1)
     knowing = replace(lenses, population={"correlation": 0.1, "axion_share": 0.75})
@@ -306,3 +319,25 @@ def test_a_correlation_along_the_mass_gives_each_mass_its_own_width():
         at_68, at_95 = np.mean(seen, axis=0)
         assert 0.58 < at_68 < 0.86, name
         assert at_95 > 0.89, name
+
+
+def test_lenses_of_nearly_one_mass_are_moved_to_it(monkeypatch):
+    """Narrow and right, but a tenth of a dex apart: moved the other way they would contradict each other."""
+    monkeypatch.setattr(population_errors, "POPULATIONS", 60)
+    rng = np.random.default_rng(11)
+    truth = rng.uniform(-24, -22, 1000)
+    assert fit_correlation(gaussians(truth + rng.normal(0, 0.03, 1000), 0.03), truth, 0) < 0.03
+
+
+def test_one_mass_far_off_does_not_decide_for_the_others_and_none_is_taken_for_exact(monkeypatch):
+    """Pools of 120 lenses without common errors, but for one that is read 0.4 dex too high."""
+    monkeypatch.setattr(population_errors, "POPULATIONS", 100)
+    rng, masses = np.random.default_rng(12), np.linspace(-23.8, -22.2, 5)
+    bias = np.array([0.0, 0.0, 0.4, 0.0, 0.0])
+    pools = [gaussians(m + b + rng.normal(0, 0.02, 120), 0.02) for m, b in zip(masses, bias, strict=True)]
+    errors = fit_correlations_of_pools(pools, masses, 0)
+    others = np.delete(errors.correlation_at, 2, axis=0)
+    assert errors.correlation < 0.05 and others.max() < 0.05 < np.min(errors.correlation_at[2])
+    # 120 lenses tell their bias to 1/120 of a lens's variance; one pool and the belief of two, that to
+    # sqrt(2/3) of it.
+    assert others.min() >= 0.999 * np.sqrt(2 / 3) / 120

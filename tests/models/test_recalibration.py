@@ -291,3 +291,53 @@ def test_a_map_is_fitted_where_the_answers_are(fitted):
         pit = torch.empty(10, dtype=torch.float64, device="cuda")
         given = (pit,) if fitted == "_pit_map" else (pit, torch.ones_like(pit))
         assert getattr(module, fitted)(*given).device.type == "cuda"
+
+
+def test_a_truth_counts_from_its_place_within_its_bin():
+    """Bins of 30 and 70%, truths at a fifth of each as often as that: PITs of 0.06 and 0.44, none between."""
+    logits = torch.log(torch.tensor([[0.3, 0.7]])).expand(200, -1)
+    place = torch.cat([torch.full((60,), 0.2), torch.full((140,), 1.2)])
+    recalibration = Recalibration("isotonic")
+    recalibration.fit(logits, place)
+    mapped = np.interp([0.03, 0.15, 0.35, 0.6], recalibration.knots, recalibration.levels)
+    assert mapped == pytest.approx([0.0, 0.3, 0.3, 1.0], abs=2e-3)
+
+
+@pytest.mark.parametrize(("n", "trust"), [(50, 1.0), (10, 0.5)])
+def test_an_interval_is_called_by_the_truths_it_held_and_one_more_that_it_may_not(n, trust):
+    """Three fifths of the truths in the middle, the others outside of all: of few images half is believed."""
+    held = 3 * n // 5
+    pit = torch.cat([torch.full((held,), 0.5), torch.full((n - held,), 1 - 1e-7)]).double()
+    levels = module._conformal_map(pit, torch.ones(n).double())
+    for said in (0.3, 0.68, 0.9):
+        low, high = np.interp([0.5 - said / 2, 0.5 + said / 2], module._knots(), levels)
+        assert high - low == pytest.approx(trust * held / (n + 1) + (1 - trust) * said, abs=2e-3), said
+
+
+def test_the_map_is_of_what_novelty_has_already_mended():
+    """Every second image is strange, with four times the error that it says: tempered, it needs no map."""
+    n, generator = 4000, np.random.default_rng(6)
+    strange = np.arange(n) % 2
+    mean = generator.uniform(-23.5, -22.5, n)
+    truth = mean + 0.03 * np.where(strange, 4, 1) * generator.normal(size=n)
+    logits = -0.5 * ((GRID.centres[None].double() - torch.tensor(mean)[:, None]) / 0.03) ** 2
+    recalibration = Recalibration("local")
+    recalibration.fit(logits, (torch.tensor(truth) - LOW) / GRID.width, torch.tensor(2.0 * strange))
+    assert float((recalibration.levels - recalibration.knots).abs().max()) < 0.05
+
+
+def test_a_score_that_no_image_has_changes_no_temperature():
+    logits, place, _ = gaussian_case(500, 0.05, 0.03)
+    shares = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(500, 2)
+    found = module._falling_coldness(logits, place.long()[:, None], shares, torch.ones(2).double())
+    assert float(found[0]) > 1.5 and float(found[1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", ["isotonic", "conformal"])
+def test_no_density_becomes_nothing_because_the_calibration_split_is_small(method):
+    recalibration = Recalibration(method)
+    recalibration.fit(*gaussian_case(25, 0.05, 0.05, seed=3)[:2])
+    logits = gaussian_case(50, 0.05, 0.05, seed=4)[0]
+    before = recalibration.tempered(logits).softmax(dim=1)
+    possible = before > 1e-4
+    assert float((recalibration(logits) / before)[possible].min()) > 0.5 * module.FLOOR

@@ -226,3 +226,13 @@ def test_an_ensemble_fits_once_for_all_its_members(spec):
     with torch.inference_mode():
         mean = torch.stack([member(images).density for member in members]).mean(dim=0)
         torch.testing.assert_close(ensemble(images).density, mean, rtol=1e-3, atol=1e-4)
+
+    class Mirrored(torch.nn.Module):
+        """In place of a fit that has learned: it changes every answer."""
+
+        def forward(self, images, features, logits):
+            return logits.flip(1)
+
+    ensemble.vortex_fit = Mirrored()
+    with torch.inference_mode():
+        torch.testing.assert_close(ensemble(images).density, mean.flip(2), rtol=1e-3, atol=1e-4)

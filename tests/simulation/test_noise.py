@@ -144,3 +144,16 @@ def test_keyed_noise_has_the_moments_of_the_stored_forms(name: str, noise: str) 
     assert_moments(noisy.double().numpy(), mean.numpy(), variance.numpy())
     if noise == "published":
         assert torch.equal(noisy, noisy.round()) and float(noisy.min()) >= 0
+
+
+def test_keyed_noise_is_that_of_each_images_own_exposure() -> None:
+    """Model I's exposures differ from image to image."""
+    seconds, model = np.array([1000.0, 3000.0]), torch.full((2, 100, 100), 0.2, dtype=torch.float64)
+    for noise in ("published", "physical"):
+        keys = hash_indices(1, 2, torch.arange(2))
+        noisy = add_keyed_noise(PRESETS["model_i"], model, seconds, noise=noise, keys=keys)
+        for image, own in zip(noisy, seconds, strict=True):
+            # Counts t f of an exposure t, with the photon noise once or twice, and the background of 0.01.
+            photons = {"published": 2, "physical": 1}[noise] * 0.2 * own
+            assert image.mean().item() == pytest.approx(0.2 * own, rel=0.02), (noise, own)
+            assert image.var().item() == pytest.approx(photons + (0.01 * own) ** 2, rel=0.1), (noise, own)

@@ -150,3 +150,19 @@ def test_lamb_and_sgd_follow_their_formulas() -> None:
     optimiser.step()  # buffer 1, step 1 + 0.5
     optimiser.step()  # buffer 1.5, step 1 + 0.75
     assert weight.detach() == pytest.approx(start - 0.1 * (1.5 + 1.75))
+
+
+def test_lamb_does_not_clip_gradients_once_more() -> None:
+    """Two steps of algorithm 2 of arXiv:1904.00962 with gradients of very different size, both above 1."""
+    torch.manual_seed(5)
+    weight = nn.Parameter(torch.randn(4, 3))
+    settings = TrainConfig(optimiser="lamb", learning_rate=0.01, weight_decay=1e-12, betas=(0.6, 0.9))
+    optimiser = build_optimiser(nn.ParameterList([weight]), settings)
+    theta, m, v = weight.detach().clone(), torch.zeros(4, 3), torch.zeros(4, 3)
+    for step, size in enumerate((100.0, 5.0), start=1):
+        weight.grad = g = size * torch.randn(4, 3)
+        optimiser.step()
+        m, v = 0.6 * m + 0.4 * g, 0.9 * v + 0.1 * g**2
+        r = (m / (1 - 0.6**step)) / ((v / (1 - 0.9**step)).sqrt() + 1e-6)
+        theta = theta - 0.01 * theta.norm() / r.norm() * r
+        assert torch.allclose(weight.detach(), theta, atol=1e-6), step

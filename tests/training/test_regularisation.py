@@ -20,6 +20,7 @@ from darkarc.training.objectives import (
     label_counts,
     mixed,
     objective,
+    smoothed_losses,
     target_losses,
     target_nll,
     validate,
@@ -149,6 +150,19 @@ def test_mixup_of_a_histogram_is_the_loss_of_the_mixed_histogram(prepared: Store
     expected = functional.cross_entropy(outputs[:, 0], mixture, reduction="none") + np.log(grid.width)
     losses = [target_losses(regressor, outputs, column, config.train) for column in (truth, truth.flip(0))]
     assert torch.allclose((0.3 * losses[0] + 0.7 * losses[1])[:, 0], expected, rtol=1e-5)
+
+
+def test_a_smoothed_label_is_mixed_with_its_share_of_the_prior(prepared: Store, settings: Settings) -> None:
+    config = settings(model=PLAIN, label_smoothing=0.1)
+    regressor = shaken(config, prepared)
+    truth = torch.linspace(-23.9, -22.1, 6)[:, None]
+    outputs, _ = regressor.head_outputs(torch.randn(6, 1, 12, 12))
+    (grid,) = regressor.grids
+    label = grid.soft_histogram(truth[:, 0], config.train.label_sigma_dex)
+    mixture = 0.9 * label + 0.1 / grid.bins
+    expected = functional.cross_entropy(outputs[:, 0], mixture, reduction="none") + np.log(grid.width)
+    found = smoothed_losses(regressor, outputs, truth, config.train)
+    assert torch.allclose(found[:, 0], expected, rtol=1e-5)
 
 
 def test_the_shares_of_mixup_are_beta_distributed(settings: Settings) -> None:
