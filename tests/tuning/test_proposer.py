@@ -8,7 +8,7 @@ import pytest
 
 from darkarc.config import Config
 from darkarc.tuning import Study, parse_study
-from darkarc.tuning.book import FINISHED, PRUNED, TrialRecord
+from darkarc.tuning.book import FAILED, FINISHED, PRUNED, TrialRecord
 from darkarc.tuning.proposer import Proposer
 from darkarc.tuning.space import active, in_order
 
@@ -82,6 +82,54 @@ def test_learning_algorithms_close_in_on_the_lowest_point(name: str, study_tree:
         study = make(study_tree, "random").model_copy(update={"seed": seed})
         random += [error(r.assignment) for r in run(study, Proposer(study, Config()), 0, N_TRIALS)]
     assert np.median(last) < 0.5 * np.median(random)
+
+
+def test_a_search_hears_how_each_trial_ended(study_tree: Tree) -> None:
+    """What is finished by its last epoch, however good an earlier one was; of what failed nothing."""
+    rows = {epoch: {"val_class_accuracy": value} for epoch, value in ((1, 0.9), (2, 0.6))}
+    ends = [
+        (FINISHED, rows, "COMPLETE", 0.6),
+        (FINISHED, {2: {"val_class_accuracy": 0.7}}, "COMPLETE", 0.7),
+        (PRUNED, {1: {"val_class_accuracy": 0.8}}, "PRUNED", 0.8),
+        (FAILED, rows, "FAIL", None),
+        (PRUNED, {}, "FAIL", None),
+    ]
+    study = parse_study(study_tree(objectives={"val_class_accuracy": "max"}), Config())
+    proposer = Proposer(study, Config())
+    for number, (state, seen, _, _) in enumerate(ends):
+        assignment, hints = proposer.suggest(number)
+        proposer.tell(TrialRecord(number, assignment, hints, rows=seen, state=state))
+    told = [(trial.state.name, trial.value) for trial in proposer.optuna.trials]
+    assert told == [(name, value) for _, _, name, value in ends]
+    assert proposer.optuna.best_trial.number == 1, "the highest"
+    assert proposer.optuna.trials[0].intermediate_values == {1: 0.9, 2: 0.6}
+
+
+def test_with_two_objectives_a_pruned_trial_teaches_nothing(study_tree: Tree) -> None:
+    study = make(study_tree, "nsga2")
+    proposer = Proposer(study, Config())
+    seen = {1: {"val_mae_dex": 0.1, "million_parameters": 2.0}}
+    for number, state in enumerate((FINISHED, PRUNED)):
+        proposer.tell(TrialRecord(number, *proposer.suggest(number), rows=seen, state=state))
+    assert [(trial.state.name, trial.values) for trial in proposer.optuna.trials] == [
+        ("COMPLETE", [0.1, 2.0]),
+        ("FAIL", None),
+    ]
+
+
+def test_numbers_are_drawn_as_the_space_is(study_tree: Tree) -> None:
+    """Half of them below the middle, which is a geometric one where the space is logarithmic."""
+    space = {
+        "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+        "train.batch_size": {"log_integer": [4, 256]},
+        "model.dropout": {"uniform": [0.0, 0.5]},
+    }
+    study = parse_study(study_tree(space=space, budget={"trials": 200, "epochs": 2}), Config())
+    proposer = Proposer(study, Config())
+    drawn = [proposer.suggest(number)[0] for number in range(200)]
+    for key, middle in (("train.learning_rate", 1e-3), ("train.batch_size", 32), ("model.dropout", 0.25)):
+        assert np.mean([float(values[key]) < middle for values in drawn]) == pytest.approx(0.5, abs=0.1)
+        assert all(study.space[key].contains(values[key]) for values in drawn)
 
 
 def test_starting_points_come_first_and_seeds_differ(study_tree: Tree) -> None:

@@ -97,3 +97,19 @@ def test_what_is_stopped_does_not_depend_on_a_kill(
     n_reports = (tmp_path / "undisturbed.jsonl").read_text().count('"kind":"report"')
     for n in range(1, n_reports):
         assert ends(f"killed-{n}", n) == undisturbed, f"killed after report {n}"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_starting_points_run_to_their_end_where_they_are_kept(
+    keep: bool, study_tree: Tree, tmp_path: Path
+) -> None:
+    """Six of them, some of which would be stopped; the trials after them are judged as always."""
+    points = [{"model.dropout": 0.05 * (n + 1)} for n in range(6)]
+    budget = {"trials": N_TRIALS, "epochs": N_EPOCHS}
+    scheduler = {"name": "asha", "reduction": 2}
+    tree = study_tree(budget=budget, scheduler=scheduler, points=points, keep_points=keep, concurrent=1)
+    with StudyBook(tmp_path / "book.jsonl", {}) as book:
+        go_on(parse_study(tree, Config()), book, -1)
+        stopped = {number for number, record in book.trials.items() if record.state == PRUNED}
+    assert any(number >= 6 for number in stopped)
+    assert any(number < 6 for number in stopped) != keep

@@ -42,6 +42,12 @@ def test_a_logarithmic_middle_is_the_geometric_mean() -> None:
     assert Dimension(uniform=(0, 4)).value_at(7.0) == 4
 
 
+def test_an_integer_is_whole_and_within_its_bounds() -> None:
+    dimension = Dimension(integer=(1, 4))
+    inside = [value for value in (0, 1, 1.5, 2, 2.0, 4, 5, "2") if dimension.contains(value)]
+    assert inside == [1, 2, 2.0, 4]
+
+
 def test_true_is_not_one() -> None:
     dimension = Dimension(choice=(1, 2))
     assert dimension.contains(1)

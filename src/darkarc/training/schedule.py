@@ -51,6 +51,13 @@ def replay(
     """Train by `train.schedule`. After a kill it goes on in the stretch that was interrupted."""
     digest = training_digest(config, prepared)
     before: Path | None = None
+    asked = False
+
+    def ask(epoch: EpochEnd) -> bool:
+        nonlocal asked
+        asked = on_epoch is not None and on_epoch(epoch)
+        return asked
+
     for k, (end, settings) in enumerate(_stretches(config)):
         workdir_of_stretch = Path(workdir) / digest[:16] / f"stretch-{k:03d}"
         folder = workdir_of_stretch / training_digest(settings, prepared)[:16]
@@ -65,10 +72,10 @@ def replay(
             workdir=workdir_of_stretch,
             tracker=tracker,
             progress=progress,
-            on_epoch=_until(end, on_epoch),
+            on_epoch=_until(end, ask),
             profile=profile,
         )
-        if len(result.history) < end:
+        if asked or len(result.history) < end:
             break
     return replace(result, digest=digest)
 
@@ -91,9 +98,8 @@ def _stretches(config: Config) -> list[tuple[int, Config]]:
     return [(end, without_schedule(config, start)) for start, end in zip(starts, ends, strict=True)]
 
 
-def _until(end: int, on_epoch: EpochHook | None) -> EpochHook:
+def _until(end: int, on_epoch: EpochHook) -> EpochHook:
     def hook(epoch: EpochEnd) -> bool:
-        asked = on_epoch is not None and on_epoch(epoch)
-        return asked or int(epoch.row["epoch"]) >= end
+        return on_epoch(epoch) or int(epoch.row["epoch"]) >= end
 
     return hook
