@@ -32,6 +32,6 @@ def test_a_place_that_takes_no_file_is_known_beforehand(tmp_path: Path) -> None:
     assert why_unwritable(tmp_path / "new" / "joint.json") == ""
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "taken").write_text("a file")
-    assert why_unwritable(tmp_path / "taken" / "joint.json") == "File exists"
+    assert why_unwritable(tmp_path / "taken" / "joint.json") == f"{tmp_path / 'taken'} is a file"
     assert why_unwritable(tmp_path / "new") == f"{tmp_path / 'new'} is a folder"
     assert why_unwritable(Path("/proc/joint.json")) != ""

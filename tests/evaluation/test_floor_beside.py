@@ -178,10 +178,23 @@ def test_what_was_computed_once_is_not_computed_again(store, cache, monkeypatch)
     np.testing.assert_array_equal(again.density[::-1], before.density)
 
 
-def test_a_damaged_entry_is_computed_again(store, lenses, cache):
+def bit_flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: kept[:40],
+        lambda kept: bit_flipped(kept, kept.rindex(b"PK\1\2") + 8),  # a zip's flag: encrypted
+        lambda kept: bit_flipped(kept, kept.rindex(b"PK\1\2") + 10),  # a method of compression that is none
+        lambda kept: bit_flipped(kept, len(kept) // 2),
+    ],
+)
+def test_a_damaged_entry_is_computed_again(damage, store, lenses, cache):
     (folder,) = cache.iterdir()
     kept = (folder / "2.npz").read_bytes()
-    (folder / "2.npz").write_bytes(kept[:40])
+    (folder / "2.npz").write_bytes(damage(kept))
     again, _ = stored_posterior(store, np.array([2]), cache=cache)
     alone = exact_posterior(lenses[1][2:3], "model_iii", "physical", bins=BINS)
     np.testing.assert_array_equal(again.density, alone.density)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
 from darkarc.evaluation.floor import ExactAnswer, exact_posterior
-from darkarc.models import Posterior
+from darkarc.models import PopulationError, Posterior
 from darkarc.serving import PredictError, load, predict_files
 from darkarc.serving import exact as serving_exact
 from darkarc.serving.combine import combine_files
-from darkarc.serving.exact import ExactPosteriors
+from darkarc.serving.exact import ExactPosteriors, kept_beside
 from darkarc.serving.table import QUANTILES, Journal, Row
 from darkarc.simulation import draw_scenes, render, simulate
 
@@ -157,7 +157,7 @@ def test_a_killed_population_goes_on(
 
     def killed(todo: NDArray[np.float32], *form: str, **options: Any) -> Iterator[ExactAnswer]:
         for answer in compute(todo, *form, **options):
-            if len(asked) == 3:
+            if len(asked) == 2:
                 raise KeyboardInterrupt
             asked.append(1)
             yield answer
@@ -166,17 +166,46 @@ def test_a_killed_population_goes_on(
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
         combine_files(regressor, paths, out, exact=True, batch_size=2)
-    assert len(list(tmp_path.glob("joint.json.exact/*/*.npz"))) == 3 and not out.exists()
+    assert len(list(tmp_path.glob(".joint.json.exact/*/*.npz"))) == 2 and not out.exists()
     asked.clear()
-    paths[0].rename(tmp_path / "c.npy")
-    again = combine_files(regressor, [tmp_path / "c.npy", paths[1]], out, exact=True, workers=2)
-    assert len(asked) == 1
-    assert not list(tmp_path.glob("joint.json.*"))
-    told = ("path", "lenses", "left_out")
+    paths[0].rename(tmp_path / "a2.npy")
+    (tmp_path / ".joint.json.exact" / "of-older-code").mkdir()
+    monkeypatch.undo()
+    again = combine_files(regressor, [tmp_path], out, exact=True, workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a2.npy", "b.npy", "joint.json", "joint.png"]
+    told = ("path", "lenses", "left_out", "passed_over")
     assert {k: v for k, v in again.items() if k not in told} == {
         k: v for k, v in undisturbed.items() if k not in told
     }
     assert again["left_out"][0]["reason"] == undisturbed["left_out"][0]["reason"]
+
+
+def test_what_is_kept_is_no_lens(images: NDArray[np.float64], tmp_path: Path) -> None:
+    """The result among the lenses, found in the middle of the search, the first ones already kept."""
+    for name, row in (("a", 0), ("b", 1), ("z", 2)):
+        np.save(tmp_path / f"{name}.npy", images[[row]])
+    (tmp_path / "results").mkdir()
+    found = combine_files(
+        load(str(MODELS / "model_iii_physical.onnx")),
+        [tmp_path],
+        tmp_path / "results" / "joint.json",
+        exact=True,
+        batch_size=2,
+    )
+    assert (found["n_lenses"], found["n_left_out"], found["passed_over"]) == (3, 0, {})
+
+
+def test_one_result_is_computed_by_one_process(tmp_path: Path) -> None:
+    regressor, out = load(str(MODELS / "model_iii_physical.onnx")), tmp_path / "joint.json"
+    with kept_beside(out) as folder:
+        (folder / "found.npz").write_text("")
+        with pytest.raises(PredictError, match=r"joint\.json: another process is computing this result"):
+            combine_files(regressor, [tmp_path], out, exact=True)
+        assert (folder / "found.npz").exists()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PopulationError, match="no usable lens"):
+        combine_files(regressor, [tmp_path], out, exact=True)
+    assert list(tmp_path.iterdir()) == [], "nothing to go on with"
 
 
 def test_one_missed_maximum_does_not_rule_the_truth_out() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from darkarc.data.store import Store
 from darkarc.tracking.tracker import NullTracker
 from darkarc.training import TrainResult, train
 from darkarc.training.fingerprint import training_digest
-from darkarc.training.schedule import EpochEnd
+from darkarc.training.schedule import EpochEnd, EpochHook, replay
+from tests import unpickling
 
 Settings = Callable[..., Config]
 RATE = 2e-3
@@ -93,6 +95,25 @@ def test_after_a_kill_a_schedule_goes_on_where_it_was(
     assert trained == list(range(killed_after + 1, 5))
     assert curves(again, "val_loss") == curves(undisturbed, "val_loss")
     assert run(config, prepared, tmp_path / "work")[1] == []
+
+
+def test_a_hook_that_runs_in_another_process_ends_it_too(
+    prepared: Store, settings: Settings, tmp_path: Path
+) -> None:
+    """As with `train.workers`: what the hook has in memory there never comes back."""
+    from ray import cloudpickle
+
+    def elsewhere(config: Config, prepared: Store, *, on_epoch: EpochHook, **options: Any) -> TrainResult:
+        sent = cloudpickle.dumps(on_epoch)
+        return train(config, prepared, on_epoch=lambda end: cloudpickle.loads(sent)(end), **options)
+
+    config = settings(epochs=4, schedule=steps((1, RATE), (3, RATE)))
+    options = {"workdir": tmp_path, "tracker": NullTracker(), "progress": False, "profile": None}
+    ended = replay(elsewhere, config, prepared, on_epoch=lambda end: end.row["epoch"] == 3, **options)
+    assert curves(ended, "epoch") == [1, 2, 3]
+    unpickling.found.clear()  # this test has, not the package
+    again = replay(train, config, prepared, on_epoch=None, **options)
+    assert curves(again, "epoch") == [1, 2, 3, 4], "another call asks its own hook"
 
 
 @pytest.mark.parametrize("until", [1, 2, 3])

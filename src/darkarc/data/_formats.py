@@ -5,6 +5,7 @@ import errno
 import gzip
 import math
 import os
+import resource
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -197,9 +198,11 @@ def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             content.close()
-        if isinstance(error, OSError) and error.errno == errno.EFBIG:  # the page's workers write no file
-            size = _SPOOLED_BYTES // 2**20
-            raise BadFile(path, f"it unpacks to over {size} MB, the most here; unpack it first") from error
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if isinstance(error, OSError) and error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
+            # The page's workers, for one, write no file at all: what fits into memory is the most.
+            most = max(_SPOOLED_BYTES, limit) // 2**20
+            raise BadFile(path, f"it unpacks to over {most} MB, the most here; unpack it first") from error
         raise
     return content
 

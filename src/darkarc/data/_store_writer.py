@@ -1,6 +1,5 @@
 """Writing a store: aside, resumable after a kill, complete or absent."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from darkarc.data._manifest import (
 )
 from darkarc.data._row_journal import RowJournal
 from darkarc.data._store_reader import Store, file_sha256
-from darkarc.durable import sync
+from darkarc.durable import hold, sync
 
 _IDENTITY = "writer.json"
 _JOURNAL = "rows.journal"
@@ -359,17 +358,10 @@ def _column(values: Sequence[Any] | np.ndarray, column: pa.Field) -> pa.Array:
 
 
 def _lock(folder: Path) -> int:
-    """Hold a folder for this process; the system lets go of it when the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return hold(folder)  # without a lock the journal's checks still hold
     except BlockingIOError as error:
-        os.close(descriptor)
         raise StoreError(f"{folder}: another process is writing this store; wait for it to end") from error
-    except OSError:
-        # Some network file systems have no locks; the journal's checks still hold.
-        pass
-    return descriptor
 
 
 def _empty(folder: Path, kept: set[str]) -> None:

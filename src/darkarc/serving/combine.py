@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from darkarc.models.flags import Reference, limits, unlikeness
 from darkarc.models.population import UNKNOWN
 from darkarc.models.population_errors import KEY
 from darkarc.serving.counting import counting
-from darkarc.serving.exact import ExactPosteriors, pixels_digest
+from darkarc.serving.exact import ExactPosteriors, kept_beside, pixels_digest
 from darkarc.serving.onnx_regressor import OnnxRegressor
 from darkarc.serving.predict import UNREADABLE, name_of
 
@@ -183,8 +184,8 @@ def combine_files(
         other classes, too, else "trained".
 
     exact: multiply posteriors of the simulator's own likelihood (`darkarc.serving.exact`), in so many
-        processes (`workers`): they have no errors in common. They are kept beside `out` (its name, and
-        .exact) until it stands, so that a killed call goes on.
+        processes (`workers`): they have no errors in common. They are kept beside `out` in a hidden folder
+        (its name between dots, and exact) until it stands, so that a killed call goes on.
 
     What the regressor knows of its common errors (`darkarc.models.population_errors`) keeps large populations
     honest; for a regressor that knows nothing the document says so.
@@ -205,36 +206,39 @@ def combine_files(
         raise PopulationError(
             f"this regressor {why}: give --axion-share as trained or as 1, or train it on all classes"
         )
-    if reason := why_unwritable(out):
+    figure = out.with_suffix(".png")
+    if reason := why_unwritable(out) or why_unwritable(figure):
         raise PopulationError(f"--out {out}: nothing can be written there ({reason}); give a file of yours")
-    keep = out.with_name(f"{out.name}.exact")
-    sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers, keep) if exact else None
-    with counting("combine", progress) as advance:
-        lenses = read_lenses(
-            regressor, paths, batch_size=batch_size, keep_flagged=keep_flagged, exact=sharp, advance=advance
-        )
-    errors = PopulationErrors() if exact else PopulationErrors.of(known)
-    options: dict[str, Any] = {"errors": errors}
-    if share != "trained":
-        options |= {"axion_share": share, "trained_share": trained if share != 1 else None}
-    steps = growing(len(lenses.names))
-    found = {n: join(lenses.posterior[:n], **options) for n in steps}
-    document = describe(lenses, found, share)
-    median = found[len(lenses.names)].posterior.median
-    fitted = exact or "correlation" in known
-    document |= {
-        "exact": exact,
-        "correlation": float(errors.correlations(len(lenses.names), median)[0]) if fitted else None,
-    }
-    if not fitted:
-        document["notice"] = (
-            "this regressor has no fitted correlation of errors: the interval of many lenses may be too "
-            "narrow"
-        )
-    write_file(out.with_suffix(".png"), combine_figure(lenses.posterior, found))
-    write_file(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    if sharp is not None:
-        sharp.forget()
+    with kept_beside(out) if exact else nullcontext() as keep:
+        sharp = ExactPosteriors(regressor, DEFAULT_TARGET, workers, keep) if exact else None
+        with counting("combine", progress) as advance:
+            lenses = read_lenses(
+                regressor,
+                paths,
+                batch_size=batch_size,
+                keep_flagged=keep_flagged,
+                exact=sharp,
+                advance=advance,
+            )
+        errors = PopulationErrors() if exact else PopulationErrors.of(known)
+        options: dict[str, Any] = {"errors": errors}
+        if share != "trained":
+            options |= {"axion_share": share, "trained_share": trained if share != 1 else None}
+        found = {n: join(lenses.posterior[:n], **options) for n in growing(len(lenses.names))}
+        document = describe(lenses, found, share)
+        median = found[len(lenses.names)].posterior.median
+        fitted = exact or "correlation" in known
+        document |= {
+            "exact": exact,
+            "correlation": float(errors.correlations(len(lenses.names), median)[0]) if fitted else None,
+        }
+        if not fitted:
+            document["notice"] = (
+                "this regressor has no fitted correlation of errors: the interval of many lenses may be too "
+                "narrow"
+            )
+        write_file(figure, combine_figure(lenses.posterior, found))
+        write_file(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return document
 
 

@@ -1,15 +1,17 @@
 """Exact posteriors in place of a regressor's, for images whose noise the simulator knows."""
 
-import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darkarc.config import DEFAULT_TARGET
+from darkarc.durable import hold
 from darkarc.evaluation.floor import ExactAnswer, exact_answers, why_no_floor
 from darkarc.evaluation.floor.kept import BINS, code_version, kept_or_computed
 from darkarc.models import Posterior, Regressor
@@ -72,19 +74,34 @@ class ExactPosteriors:
                 reason = f"chi-square off by {answer.misfit:+.1f} sigma, worst pixel {answer.worst:.1f} sigma"
                 yield None, f"not exact: no lens of this form explains it ({reason})"
 
-    def forget(self) -> None:
-        """Delete what was kept, once the result stands."""
-        if self._kept is not None and self._kept.exists():
-            shutil.rmtree(self._kept)
-            with contextlib.suppress(OSError):  # something of another version, or of somebody else's
-                self._kept.parent.rmdir()
-
     def guarded(self, density: NDArray[np.float64], own: Posterior) -> NDArray[np.float64]:
         """(BINS,) a mixture with the regressor's posterior of the image (of length 1), for products of many:
         one missed maximum must not rule the truth out."""
         below = np.concatenate([[0.0], np.cumsum(own.density[0] * own.widths)])
         wide = np.diff(np.interp(self.edges, own.edges, below)) / np.diff(self.edges)
         return (1 - MISSED) * density + MISSED * wide
+
+
+@contextmanager
+def kept_beside(out: Path) -> Iterator[Path]:
+    """A folder for the exact posteriors behind `out`, held by this process and deleted when all went well.
+
+    Hidden, for `out` may lie among the lenses, and what is kept is none. Raises `PredictError` if another
+    process is at work on the same result.
+    """
+    folder = out.with_name(f".{out.name}.exact")
+    folder.mkdir(exist_ok=True)
+    try:
+        descriptor = hold(folder)
+    except BlockingIOError as error:
+        raise PredictError(f"--out {out}: another process is computing this result; wait for it") from error
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):  # there may be something to go on with
+            folder.rmdir()
 
 
 def pixels_digest(image: NDArray[np.float32]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from darkarc.config import Config, without_schedule
 from darkarc.data.store import Store
+from darkarc.durable import write_file
 from darkarc.tracking.tracker import Tracker
 from darkarc.training.checkpoints import epochs_done, newest_checkpoint
 from darkarc.training.fingerprint import training_digest
@@ -51,13 +52,6 @@ def replay(
     """Train by `train.schedule`. After a kill it goes on in the stretch that was interrupted."""
     digest = training_digest(config, prepared)
     before: Path | None = None
-    asked = False
-
-    def ask(epoch: EpochEnd) -> bool:
-        nonlocal asked
-        asked = on_epoch is not None and on_epoch(epoch)
-        return asked
-
     for k, (end, settings) in enumerate(_stretches(config)):
         workdir_of_stretch = Path(workdir) / digest[:16] / f"stretch-{k:03d}"
         folder = workdir_of_stretch / training_digest(settings, prepared)[:16]
@@ -66,16 +60,18 @@ def replay(
         before = folder
         if end < config.train.epochs and epochs_done(folder) >= end:
             continue
+        ended = workdir_of_stretch / "ended"
+        ended.unlink(missing_ok=True)
         result = train(
             settings,
             prepared,
             workdir=workdir_of_stretch,
             tracker=tracker,
             progress=progress,
-            on_epoch=_until(end, ask),
+            on_epoch=_until(end, on_epoch, ended),
             profile=profile,
         )
-        if asked or len(result.history) < end:
+        if ended.exists() or len(result.history) < end:
             break
     return replace(result, digest=digest)
 
@@ -98,8 +94,13 @@ def _stretches(config: Config) -> list[tuple[int, Config]]:
     return [(end, without_schedule(config, start)) for start, end in zip(starts, ends, strict=True)]
 
 
-def _until(end: int, on_epoch: EpochHook) -> EpochHook:
+def _until(end: int, on_epoch: EpochHook | None, ended: Path) -> EpochHook:
+    """Ends a stretch after `end`, or where the hook ends all: said by a file, for it may run in a worker."""
+
     def hook(epoch: EpochEnd) -> bool:
-        return on_epoch(epoch) or int(epoch.row["epoch"]) >= end
+        if on_epoch is not None and on_epoch(epoch):
+            write_file(ended, "")
+            return True
+        return int(epoch.row["epoch"]) >= end
 
     return hook

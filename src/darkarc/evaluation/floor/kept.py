@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
@@ -46,7 +47,7 @@ def _read(file: Path) -> ExactAnswer | None:
     try:
         with np.load(BytesIO(file.read_bytes()), allow_pickle=False) as kept:
             answer = ExactAnswer(kept["density"], float(kept["misfit"]), float(kept["worst"]))
-    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, BadZipFile, TokenError):
         return None
     density = answer.density
     usable = density.shape == (BINS,) and density.dtype == np.float64 and np.isfinite(density).all()
