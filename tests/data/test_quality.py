@@ -1,5 +1,8 @@
 """Statistics against closed forms, numpy and scikit-image-free arithmetic; rules against built faults."""
 
+import tracemalloc
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -37,6 +40,84 @@ def test_every_statistic_is_there_and_finite_for_anything() -> None:
     for name, values in found.items():
         assert values.shape == (6,) and values.dtype == np.float64, name
         assert np.isfinite(values).all(), name
+
+
+def upper_median(values: Iterable[float]) -> float:
+    values = sorted(values)
+    return values[len(values) // 2]
+
+
+def by_the_book(image: np.ndarray) -> dict[str, float]:
+    """The table of docs/prepare.md, pixel by pixel, of an image whose pixels are all finite."""
+    image = image.astype(float)
+    height, width = image.shape
+    a, b = height // 8, width // 8
+    rows, columns = (
+        [*range(a), *range(height - a, height)],
+        [*range(b), *range(width - b, width)],
+    )
+    background = upper_median(image[y, x] for y in rows for x in columns)
+    mask = np.outer([1, -2, 1], [1, -2, 1])
+    curvature = [
+        float((mask * image[y : y + 3, x : x + 3]).sum()) for y in range(height - 2) for x in range(width - 2)
+    ]
+    sigma = 1.4826 / 6 * upper_median(np.abs(curvature[::2]))
+    light = np.where(image - background > 3 * sigma, image - background, 0)
+    flux = light.sum()
+    y, x = np.mgrid[:height, :width]
+    y, x = y - (height - 1) / 2, x - (width - 1) / 2
+    r = np.hypot(x, y)
+    radius = (light * r).sum() / flux
+    above = image.max() - background
+    return {
+        "flux": flux,
+        "peak": image.max(),
+        "background": background,
+        "noise_level": sigma,
+        "relative_noise": sigma / above,
+        "asymmetry": np.abs(light - light[::-1, ::-1]).sum() / (2 * flux),
+        "ring_radius": radius,
+        "ring_width": ((light * r**2).sum() / flux - radius**2) ** 0.5,
+        "offset": np.hypot((light * x).sum(), (light * y).sum()) / flux,
+        "spike": np.abs(curvature).max() / 4 / above,
+        "saturation": (image == image.max()).mean(),
+        "flat": (np.array(curvature) == 0).mean(),
+        "non_finite": 0.0,
+        "negative": (image < 0).mean(),
+        "zero": (image == 0).mean(),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(24, 41), (40, 17), (8, 9)])
+def test_statistics_are_those_of_the_documentation(shape: tuple[int, int], dtype: type) -> None:
+    """Frames that are not square, with a bright sky, a faint skirt of 2 sigma, a dead row."""
+    rng = np.random.default_rng(7)
+    images = rng.normal(30, 0.1, size=(5, *shape))
+    height, width = shape
+    images[:, height // 3, width // 3 : width // 3 + 5] += 9
+    images[:, height // 2 :, width // 2 :] += 0.2
+    images[1] -= 35  # the peak, too, is below zero
+    images[2, 2:6] = 0
+    images[3, 0, :2] = 1e-4
+    found = image_statistics(images.astype(dtype))
+    for k, image in enumerate(images.astype(dtype)):
+        for name, value in by_the_book(image).items():
+            assert found[name][k] == pytest.approx(value, rel=2e-4, abs=2e-5), (name, k)
+
+
+def test_a_pixel_in_float64_is_measured_in_float64() -> None:
+    image = 1e8 + np.random.default_rng(8).normal(size=(64, 64))
+    assert measure(image)["noise_level"] == pytest.approx(1, rel=0.1)
+
+
+def test_memory_beside_the_images_is_constant() -> None:
+    images = np.random.default_rng(9).normal(size=(4000, 32, 32)).astype(np.float32)
+    tracemalloc.start()
+    image_statistics(images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < images.nbytes
 
 
 def test_a_thin_ring_is_measured_as_drawn() -> None:
@@ -148,6 +229,45 @@ def test_each_rule_names_its_fault_and_spares_a_lens() -> None:
     found = broken_rules(image_statistics(np.stack(list(faults.values()))))
     assert found.tolist() == list(faults)
     assert set(faults) == {*RULES, ""}
+
+
+def statistics_of(**changes: float) -> dict[str, np.ndarray]:
+    """Of a sound lens but for these."""
+    sound = dict.fromkeys(STATISTICS, 0.0) | {"peak": 10.0, "noise_level": 1.0, "saturation": 0.001}
+    return {name: np.array([value]) for name, value in (sound | changes).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"saturation": 0.01}, ""),
+        ({"saturation": 0.0101}, "saturated"),
+        ({"saturation": 0.999}, "saturated"),
+        ({"saturation": 1.0}, "constant"),
+        ({"peak": 0.0, "background": -9.0}, "all_negative"),
+        ({"peak": 0.01, "background": -9.0}, ""),
+        ({"peak": 5.0}, "empty"),
+        ({"peak": 5.01}, ""),
+        ({"peak": 9.0, "background": 4.0}, "empty"),
+        ({"peak": 0.0, "noise_level": 0.0, "saturation": 1.0, "non_finite": 1e-4}, "non_finite"),
+    ],
+)
+def test_rules_begin_where_they_say(changes: dict[str, float], rule: str) -> None:
+    assert broken_rules(statistics_of(**changes)).tolist() == [rule]
+
+
+def test_eight_pixels_and_bits_can_be_measured() -> None:
+    spot = np.zeros((1, 8, 8), bool)
+    spot[0, 3, 4] = True
+    assert image_statistics(spot)["peak"] == 1
+
+
+def test_a_corner_of_which_a_pixel_is_finite_has_a_background() -> None:
+    image = 5 + ring(14, 3)
+    image[:8, :8] = image[:8, -8:] = image[-8:, :8] = image[-8:, -8:] = np.nan
+    assert measure(image)["background"] == 0
+    image[0, 0] = 5
+    assert measure(image)["background"] == 5
 
 
 @pytest.mark.shared
