@@ -12,9 +12,10 @@ from darkarc.evaluation import evaluate
 from darkarc.evaluation.alarms import floor_warnings
 from darkarc.evaluation.floor import NoFloor, exact_posterior, floor_stage
 from darkarc.evaluation.floor import store as floor_store
-from darkarc.evaluation.floor.beside import expected_error
+from darkarc.evaluation.floor.beside import Beside, expected_error, floor_by_mass, floor_numbers
 from darkarc.evaluation.floor.kept import BINS
 from darkarc.evaluation.floor.store import even_sample, known_form, stored_posterior
+from darkarc.evaluation.metrics import score
 from darkarc.models import Posterior
 from darkarc.simulation import draw_scenes, render
 from darkarc.tracking import NullTracker
@@ -199,6 +200,68 @@ def test_a_damaged_entry_is_computed_again(damage, store, lenses, cache):
     alone = exact_posterior(lenses[1][2:3], "model_iii", "physical", bins=BINS)
     np.testing.assert_array_equal(again.density, alone.density)
     assert (folder / "2.npz").read_bytes() == kept
+
+
+def beside_of(n: int) -> Beside:
+    """Exact posteriors, and a regressor that errs a little more on the same images."""
+    posterior, truth = posterior_and_truth(n, seed=3)
+    own = gaussian_posterior(posterior.median + np.random.default_rng(4).normal(0, 0.1, n), 0.3)
+    exact, worse = (score(one, truth, np.full(n, -23.0)) for one in (posterior, own))
+    return Beside(exact, worse, expected_error(posterior), 3)
+
+
+def test_the_floors_numbers_and_their_errors_are_those_of_the_sample():
+    beside = beside_of(400)
+    exact, own = np.abs(beside.exact.error), np.abs(beside.own.error)
+    values, errors = floor_numbers(beside, seed=0)
+    ratio = own.mean() / exact.mean()
+    assert values == pytest.approx(
+        {
+            "floor_mae_dex": exact.mean(),
+            "floor_expected_mae_dex": beside.expected.mean(),
+            "floor_same_images_mae_dex": own.mean(),
+            "floor_ratio": ratio,
+            "floor_n_images": 400,
+            "floor_n_unexplained": 3,
+        }
+    )
+    # Of a ratio of means over the same images, by the delta method: their common luck cancels.
+    assert errors == pytest.approx(
+        {
+            "floor_mae_dex": exact.std() / 20,
+            "floor_expected_mae_dex": beside.expected.std() / 20,
+            "floor_same_images_mae_dex": own.std() / 20,
+            "floor_ratio": (own - ratio * exact).std() / 20 / exact.mean(),
+        },
+        rel=0.05,
+    )
+    assert errors["floor_ratio"] < 0.8 * own.std() / 20 / exact.mean()
+    assert set(floor_numbers(beside_of(1), seed=0)[1].values()) == {None}
+
+
+def test_the_floor_by_mass_is_the_mean_of_each_bin():
+    beside = beside_of(50)
+    alone, *others = np.sort(beside.exact.truth)[::-1]
+    edges = np.array([-25.0, -24.5, -23.2, (alone + others[0]) / 2, -21.9])  # none, some, most, one
+    rows = floor_by_mass(beside, edges)
+    for row, low, high in zip(rows[1:3], edges[1:3], edges[2:4], strict=True):
+        error = np.abs(beside.exact.error)[(beside.exact.truth >= low) & (beside.exact.truth < high)]
+        assert row == {
+            "floor_n": len(error),
+            "floor_mae_dex": pytest.approx(error.mean()),
+            "floor_mae_dex_se": pytest.approx(error.std(ddof=1) / len(error) ** 0.5),
+        }
+    assert rows[0] == {"floor_n": 0, "floor_mae_dex": None, "floor_mae_dex_se": None}
+    error = np.abs(beside.exact.error[beside.exact.truth.argmax()])
+    assert rows[3] == {"floor_n": 1, "floor_mae_dex": pytest.approx(error), "floor_mae_dex_se": None}
+
+
+def test_a_regressor_of_another_prior_has_no_floor(store, lenses, cache, tmp_path):
+    half = gaussian_posterior(lenses[0], 0.1, np.linspace(-23, -22, 65))
+    metrics = evaluated(store, Fixed(lenses[1], half), cache, tmp_path)
+    assert metrics["floor_mae_dex"] is None
+    reason = next(row["reason"] for row in metrics["missing"] if "prior range" in row["reason"])
+    assert "[-24, -22], not for the regressor's prior range [-23, -22]" in reason
 
 
 def test_forms_without_a_floor_say_why(lenses, tmp_path, prepared):
