@@ -57,15 +57,18 @@ def _wrong_panel(axes: Axes, measured: Sequence["StrangeImages"]) -> None:
     positions = np.arange(len(measured))
     before = np.array([100 * item.row["wrong_before"] for item in measured])
     after = np.array([100 * item.row["wrong_after"] for item in measured])
-    axes.barh(positions - 0.19, before, height=0.36, color=SKY, label="answers without flags")
-    axes.barh(positions + 0.19, after, height=0.36, color=VERMILLION, label="answers that carry no flag")
+    axes.barh(positions - 0.19, before, height=0.36, color=SKY, label="all answers")
+    axes.barh(positions + 0.19, after, height=0.36, color=VERMILLION, label="answers without a flag")
     for y, value in zip(positions, after, strict=True):
         axes.text(value + 1.5, y + 0.19, f"{value:.0f}", va="center", fontsize=6.5, color=VERMILLION)
     axes.set_xlim(0, 105)
     _rows(axes, measured)
     axes.set_yticklabels([])
     axes.set_xlabel("confident errors (% of images)")
-    axes.legend(loc="lower right", fontsize=6.5, frameon=True, framealpha=0.8, edgecolor="none")
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2, fontsize=6.5,
+        handlelength=1, columnspacing=1, frameon=False,
+    )  # fmt: skip
 
 
 def _rows(axes: Axes, measured: Sequence["StrangeImages"]) -> None:
