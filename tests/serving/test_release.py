@@ -22,8 +22,14 @@ from darkarc.config import DEFAULT_TARGET, Config
 from darkarc.data.store import Store, StoreWriter
 from darkarc.evaluation import evaluate
 from darkarc.models import Regressor, RegressorSpec, load_regressor, save_regressor, sealed_sha256
-from darkarc.serving import export
-from darkarc.serving.release import ReleaseError, absolute_errors, compared_images, register_stage
+from darkarc.serving import export, release
+from darkarc.serving.release import (
+    ReleaseError,
+    absolute_errors,
+    compared_images,
+    register_stage,
+    rollback_stage,
+)
 from darkarc.tracking import NullTracker, RegistryError, RunRecord, start_run, write_run
 from darkarc.tracking.promotion import Decision
 from darkarc.tracking.registration import ERRORS_TAG, TEST_DIGEST_TAG, read_card, register_onnx
@@ -254,9 +260,8 @@ def test_predictions_of_another_store_are_refused(
     releases: Project, clean: Store, leaky: Store, tmp_path: Path
 ) -> None:
     other = make_store(tmp_path / "other", per_class={"axion": 600, "cdm": 40}, sigma=0.2)
-    releases.stores["exact"] = other
     with pytest.raises(ReleaseError, match=r"not of the test images of .*run `darkarc evaluate` again"):
-        releases.register("exact")
+        absolute_errors(releases.evidence / "exact" / "test_predictions.parquet", other, DEFAULT_TARGET)
 
 
 def test_numbers_of_another_regressor_are_refused(releases: Project, tmp_path: Path) -> None:
@@ -281,6 +286,54 @@ def test_numbers_that_do_not_say_whose_they_are_are_refused(releases: Project, t
     with pytest.raises(ReleaseError, match=r"does not say which regressor .*run `darkarc evaluate` again"):
         releases.register("exact")
     assert list_versions(NAME) == []
+
+
+def test_numbers_of_other_pixels_are_refused(releases: Project, clean: Store, tmp_path: Path) -> None:
+    """The same names and truths, as another `simulate.noise` would have it."""
+    other = tmp_path / "other"
+    rows = clean.samples
+    writer = StoreWriter(
+        other, name="copy", origin="tests", instrument="model_iii", shape=clean.shape, dtype="float32",
+        parameters={},
+    )  # fmt: skip
+    with writer:
+        columns = {name: rows[name].to_pylist() for name in rows.column_names if name != "pixel_sha256"}
+        writer.append(clean.images(slice(None)) + np.float32(0.1), columns)
+        releases.stores["exact"] = writer.commit()
+    with pytest.raises(ReleaseError, match=r"measured on other images than those of .*/other now.*evaluate"):
+        releases.register("exact")
+    assert list_versions(NAME) == []
+
+
+def test_what_was_trained_on_another_store_does_not_win_on_this_one(
+    releases: Project, clean: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split drawn anew would hold images that it was trained on."""
+    monkeypatch.setattr(release, "run_tags", lambda _: {"darkarc.data_digest": "f" * 64})
+    _, decision = releases.register("exact")
+    assert not decision.promote
+    assert (
+        f"trained on another prepared store (ffffffffffff) than it was tested on ({clean.digest[:12]})"
+        in (decision.reason)
+    )
+    monkeypatch.setattr(release, "run_tags", lambda _: {"darkarc.data_digest": clean.digest})
+    assert releases.register("exact")[1].promote
+
+
+def test_a_rollback_that_was_killed_is_not_done_twice(releases: Project) -> None:
+    for name in ("vague", "exact"):
+        version, _ = releases.register(name)
+    reports = releases.evidence / "exact"
+    third, decision = releases.register("exact", force="as a third")
+    assert decision.promote and third.version == 3
+    before = (reports / "registered.json").read_bytes()
+    assert rollback_stage(releases.config, "too slow", reports=reports).version == version.version
+    after = (reports / "registered.json").read_bytes()
+    (reports / "registered.json").write_bytes(before)  # as a kill before the last step leaves it
+    assert rollback_stage(releases.config, " too slow", reports=reports).version == version.version
+    assert json.loads((reports / "registered.json").read_bytes())["champion_uri"] == version.uri
+    assert json.loads(after)["champion_uri"] == version.uri
+    assert rollback_stage(releases.config, "too slow", reports=reports).version == 1, "a second one"
 
 
 def test_a_champion_with_the_digest_of_before_is_compared_all_the_same(

@@ -67,6 +67,17 @@ def test_a_second_holder_is_refused_in_this_process(tmp_path: Path):
     Journal(tmp_path / "journal").close()
 
 
+def test_a_folder_of_somebody_else_is_not_called_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, *_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as others:
+        others.setattr("darkarc.tracking._lock.os.open", refuse)
+        with pytest.raises(JournalError, match=r"journal\.lock: cannot be written \(Permission denied\)"):
+            Journal(tmp_path / "journal")
+    Journal(tmp_path / "journal").close()
+
+
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path):
     code = (
         "import sys, time; from darkarc.tracking import Journal\n"

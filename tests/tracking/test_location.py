@@ -1,6 +1,7 @@
 """Where runs are kept: the default follows the project, and a new database is made once."""
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from darkarc.tracking import TrackingError, open_client, project_root, tracking_uri
+from darkarc.doctor.findings import OK
+from darkarc.doctor.project import check_database
+from darkarc.tracking import TrackingError, location, open_client, project_root, tracking_uri
 from darkarc.tracking.location import experiment_id
 
 CHILD = """
@@ -72,6 +75,48 @@ def test_a_truncated_database_is_named_and_not_overwritten(project: Path):
     with pytest.raises(TrackingError, match=r"mlflow\.db: not a complete MLflow database"):
         tracking_uri()
     assert database.read_bytes() == content[:5000]
+
+
+def half_written(database: Path) -> None:
+    """As a kill in the middle of a transaction leaves it: pages changed, the old ones in its journal."""
+    code = f"""
+import os, signal, sqlite3
+c = sqlite3.connect({str(database)!r}, isolation_level=None)
+c.execute("pragma cache_size = 1")
+c.execute("begin")
+c.execute("create table big (x)")
+c.executemany("insert into big values (?)", [("y" * 4000,)] * 200)
+c.execute("update alembic_version set version_num = 'torn'")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert database.with_name("mlflow.db-journal").stat().st_size > 0
+
+
+def test_a_transaction_that_a_kill_cut_short_is_taken_back(project: Path):
+    experiments = len(open_client(tracking_uri()).search_experiments())
+    half_written(project / "mlflow.db")
+    assert tracking_uri() == f"sqlite:///{project}/mlflow.db"
+    assert len(open_client(tracking_uri()).search_experiments()) == experiments
+
+
+def test_doctor_takes_it_back_too(project: Path):
+    half_written(project / "mlflow.db")
+    (finding,) = check_database(project)
+    assert finding.level == OK
+
+
+def test_a_database_that_another_process_holds_is_not_called_incomplete(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(location, "DATABASE_PATIENCE_S", 0.1)
+    holder = sqlite3.connect(project / "mlflow.db", isolation_level=None)
+    holder.execute("begin exclusive")
+    with pytest.raises(TrackingError, match=r"mlflow\.db: cannot be opened \(database is locked\); leave it"):
+        tracking_uri()
+    holder.execute("rollback")
+    holder.close()
+    assert tracking_uri()
 
 
 def test_a_database_that_finds_no_room_is_named_and_made_once_there_is(

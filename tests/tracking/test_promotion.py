@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from darkarc import config
-from darkarc.tracking import RegistryError, open_client
+from darkarc.tracking import RegistryError, open_client, promotion
 from darkarc.tracking.promotion import Decision, Gates, decide, mean_difference_interval, promote, rollback
 from darkarc.tracking.registration import register_onnx
-from darkarc.tracking.registry import champion_version, get_version
+from darkarc.tracking.registry import ModelVersion, champion_version, get_version
 
 NAME = "axion-mass-regressor"
 GATES = Gates(tolerance=0.06)
@@ -263,3 +264,85 @@ def test_a_version_that_was_not_evaluated_is_not_promoted(finished_run: str, mak
     version = register_onnx(make_onnx(), name=NAME, run_id=finished_run, input_example=example).version
     with pytest.raises(RegistryError, match="evaluate it first"):
         promote(NAME, version, coverage=GOOD, gates=GATES)
+
+
+def test_force_overrules_a_champion_whose_errors_are_lost(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    champion, other = registry.add(0.10), registry.add(0.05)
+    assert registry.promote(champion).promote
+    read = promotion.read_test_errors
+
+    def lost(version: ModelVersion) -> np.ndarray | None:
+        if version.version == champion:
+            raise RegistryError("test_errors.npy: not there")
+        return read(version)
+
+    monkeypatch.setattr(promotion, "read_test_errors", lost)
+    decision = registry.promote(other)
+    assert not decision.promote and "errors cannot be read (test_errors.npy: not there)" in decision.reason
+    assert get_version(NAME, other).tags["darkarc.decision"] == decision.reason
+    assert registry.promote(other, force="the bucket was emptied").promote
+    assert _aliases(other) == ("champion",)
+    assert registry.promote(other).promote
+
+
+def test_a_champion_made_meanwhile_is_the_one_to_beat(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    first, good, fair = registry.add(0.30), registry.add(0.05), registry.add(0.15)
+    registry.promote(first)
+    compare, started = promotion._compare, []
+
+    def compared(*asked: Any) -> Decision:
+        decision = compare(*asked)
+        if not started:
+            started.append(True)
+            assert registry.promote(good).promote  # by another process, say
+        return decision
+
+    monkeypatch.setattr(promotion, "_compare", compared)
+    decision = registry.promote(fair)
+    assert not decision.promote and "not better" in decision.reason
+    assert (_aliases(first), _aliases(good), _aliases(fair)) == ((), ("champion",), ("challenger",))
+    assert rollback(NAME, "to see").version == first
+
+
+def test_who_comes_back_is_champion_alone_and_says_so(registry: Registry):
+    first, second = registry.add(0.10), registry.add(0.05)
+    registry.promote(first)
+    registry.promote(second)
+    assert not registry.promote(first).promote and _aliases(first) == ("challenger",)
+    rollback(NAME, "fails on Euclid images")
+    assert (_aliases(first), _aliases(second)) == (("champion",), ())
+    says = "champion again, after version 2: fails on Euclid images"
+    assert registry.promote(first).reason == says
+
+
+def test_an_interrupted_coronation_is_completed(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    first, second = registry.add(0.10), registry.add(0.10)
+    registry.promote(first)
+    registry.promote(second)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(promotion, "delete_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.promote(second, force="smaller")
+    assert set(_aliases(second)) == {"champion", "challenger"}
+    assert registry.promote(second, force="smaller").promote
+    assert _aliases(second) == ("champion",)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "objections", "says"),
+    [({68: 0.45, 90: 0.7}, (), "coverage at 68% is 45.0%"), (GOOD, (LEAK,), LEAK)],
+)
+def test_what_speaks_against_a_champion_now_is_said(
+    coverage: dict[int, float], objections: tuple[str, ...], says: str, registry: Registry
+):
+    version = registry.add(0.10)
+    registry.promote(version)
+    decision = registry.promote(version, coverage=coverage, objections=objections)
+    assert decision.promote and says in decision.reason and "--rollback" in decision.reason
+    assert registry.promote(version).reason.startswith("first champion")

@@ -19,6 +19,7 @@ from darkarc import config
 from darkarc.data.store import Store
 from darkarc.tracking import (
     NullTracker,
+    RegistryError,
     RunRecord,
     Tracker,
     TrackingError,
@@ -32,6 +33,8 @@ from darkarc.tracking import (
 from darkarc.tracking import _sender as sender
 from darkarc.tracking._sender import Sender, batches
 from darkarc.tracking.journal import Journal, Record
+from darkarc.tracking.registry import list_versions
+from darkarc.tracking.runs import run_tags
 
 JOURNAL = "work/journal.jsonl"
 
@@ -503,6 +506,59 @@ def test_what_a_dead_server_missed_is_sent_by_the_next_run(
     assert (record.run_id, record.experiment_id) == found
 
 
+def test_what_a_dead_server_missed_is_what_its_run_wrote(
+    project: Path, settings: config.Config, monkeypatch: pytest.MonkeyPatch
+):
+    """Not what a later run has written in the same places."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    tokens = []
+    for number in (1, 2):
+        Path("figures/small").mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.json", "figures/small/a.png"):
+            Path(name).write_text(f"of run {number}")
+        with start_run(settings, name="train", journal=JOURNAL) as missed:
+            missed.log_artifact("metrics.json")
+            missed.log_artifact("figures", "pictures")
+            tokens.append(missed.token)
+        shutil.rmtree("work")
+    shutil.rmtree("figures")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with start_run(settings, name="train", journal=JOURNAL):
+        pass
+    for number, token in enumerate(tokens, 1):
+        found = find_run(token)
+        assert found is not None
+        folder = Path(open_client().download_artifacts(found[0], "", str(project / "got")))
+        assert (folder / "metrics.json").read_text() == f"of run {number}"
+        assert (folder / "pictures/small/a.png").read_text() == f"of run {number}"
+    assert not list(Path(".darkarc/unsent").iterdir())
+
+
+def test_a_run_that_finds_no_place_keeps_no_other_from_its_own(
+    project: Path, settings: config.Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    gone = config.parse({"tracking": {"system_metrics": False, "patience_s": 0, "experiment": "gone"}})
+    tokens = []
+    for own in (gone, settings, settings):
+        with start_run(own, name="train", journal=JOURNAL) as missed:
+            tokens.append(missed.token)
+        shutil.rmtree("work")
+    assert len(list(Path(".darkarc/unsent").glob("*.jsonl"))) == 3
+    first = Path(".darkarc/unsent/0.jsonl")  # the first in line
+    Path(f".darkarc/unsent/{tokens[0]}.jsonl").rename(first)
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    open_client().delete_experiment(open_client().create_experiment("gone"))
+    caplog.clear()
+    with start_run(settings, name="train", journal=JOURNAL):
+        pass
+    assert [path.name for path in Path(".darkarc/unsent").glob("*.jsonl")] == ["0.jsonl"]
+    assert find_run(tokens[1]) is not None and find_run(tokens[2]) is not None
+    assert "'gone' is deleted" in caplog.text
+
+
 def test_a_damaged_or_missing_run_file_is_named(project: Path):
     with pytest.raises(TrackingError, match=r"run\.json: not there; run `darkarc train`"):
         read_run(Path("run.json"))
@@ -519,5 +575,8 @@ def test_no_message_shows_a_password(
         pass
     with pytest.raises(TrackingError, match="does not take the records") as refusal:
         replay(JOURNAL, patience_s=0)
+    assert run_tags("0" * 32) == {} and find_run("token") is None
+    with pytest.raises(RegistryError, match="model registry in") as unknown:
+        list_versions("axion-mass-regressor")
     assert "127.0.0.1:9" in caplog.text
-    assert "secret" not in caplog.text + str(refusal.value)
+    assert "secret" not in caplog.text + str(refusal.value) + str(unknown.value)

@@ -104,7 +104,7 @@ def check_database(root: Path) -> Findings:
         yield Finding("tracking", OK, "no mlflow.db yet; the first run makes it")
         return
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=10)
         try:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:

@@ -104,6 +104,7 @@ def evaluate(
     strange = strange_images(regressor, prepared, n=config.evaluate.ood_images, seed=config.seed)
     leaks = leakage_warnings(prepared)
     metrics = _document(results, predictions, classes, class_errors, strange, leaks)
+    metrics["tested_on"] = [{"digest": prepared.digest}]
     if regressor_sha256 is not None:
         metrics["regressor"] = [{"sha256": regressor_sha256}]
     illustrations = _illustrate(config, regressor, prepared, predictions, results, classes, strange, history)

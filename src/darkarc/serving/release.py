@@ -23,9 +23,9 @@ from darkarc.models.sealed import write_sealed
 from darkarc.serving.export import CARD_FILE, MODEL_FILE, export_onnx
 from darkarc.serving.variants import Decision as VariantDecision
 from darkarc.serving.variants import as_markdown, as_records, make_variants
-from darkarc.tracking import read_run, run_lineage
+from darkarc.tracking import RegistryError, read_run, run_lineage
 from darkarc.tracking.lineage import DATA_TAG, ORIGIN_TAGS
-from darkarc.tracking.promotion import Decision, Gates, promote, rollback
+from darkarc.tracking.promotion import Decision, Gates, promote, rollback, was_rolled_back
 from darkarc.tracking.registration import read_card, register_onnx
 from darkarc.tracking.registry import (
     CHALLENGER,
@@ -34,6 +34,7 @@ from darkarc.tracking.registry import (
     champion_version,
     download_model,
     get_version,
+    resolve,
 )
 from darkarc.tracking.runs import run_tags
 
@@ -69,12 +70,13 @@ def register_stage(
         )
     store = Store.open(prepared, verify=False)
     regressor = load_regressor(trained)
-    _check_measured(metrics, reports / METRICS_FILE, trained)
+    _check_measured(metrics, reports / METRICS_FILE, trained, store)
     target = next(iter(regressor.spec.targets))
     errors = absolute_errors(reports / "test_predictions.parquet", store, target)
     order, test_digest = compared_images(store, target)
     card = model_card(regressor.spec, metrics, data=describe_data(store), lineage=run_lineage(run))
-    origin = {name: value for name, value in run_tags(run.run_id).items() if name in ORIGIN_TAGS}
+    of_run = run_tags(run.run_id)
+    origin = {name: value for name, value in of_run.items() if name in ORIGIN_TAGS}
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = export_onnx(regressor, Path(folder) / MODEL_FILE)
         version = register_onnx(
@@ -95,7 +97,7 @@ def register_stage(
         coverage=coverage,
         gates=Gates.of(config.register_),
         force=force,
-        objections=[str(line) for line in metrics.get("leaks", [])],
+        objections=[*map(str, metrics.get("leaks", [])), *_other_training_data(of_run, store)],
         earlier={store.digest: errors},  # what versions were registered with before
     )
     version = get_version(version.name, version.version)
@@ -109,10 +111,34 @@ def rollback_stage(config: Config, reason: str, *, reports: Path) -> ModelVersio
     The export depends on that file, so that the next `dvc repro` exports the new champion. Raises
     `RegistryError`.
     """
-    champion = rollback(config.register_.name, reason)
+    name = config.register_.name
+    champion = _rolled_back_already(name, reason, reports) or rollback(name, reason)
     if (reports / REGISTERED_FILE).exists():
         _write_record(reports, champion, f"champion again: {reason.strip()}")
     return champion
+
+
+def _rolled_back_already(name: str, reason: str, reports: Path) -> ModelVersion | None:
+    """The champion of today, if the same command brought it back but was killed before it wrote that down."""
+    try:
+        uri = json.loads((reports / REGISTERED_FILE).read_text())["champion_uri"]
+        recorded, now = resolve(uri), champion_version(name)
+    except (OSError, ValueError, KeyError, TypeError, RegistryError):
+        return None
+    if now is None or recorded.name != name or not was_rolled_back(recorded, now, reason):
+        return None
+    return now
+
+
+def _other_training_data(tags: Mapping[str, str], store: Store) -> list[str]:
+    """An objection, if a run was trained on another store than this one, on which it was tested."""
+    trained_on = tags.get(DATA_TAG, store.digest)
+    if trained_on == store.digest:
+        return []
+    return [
+        f"it was trained on another prepared store ({trained_on[:12]}) than it was tested on "
+        f"({store.digest[:12]}), and may have seen its test images; train and evaluate on one store"
+    ]
 
 
 def _write_record(reports: Path, version: ModelVersion, reason: str) -> None:
@@ -219,12 +245,17 @@ def absolute_errors(predictions: Path, store: Store, target: str) -> np.ndarray:
     return np.abs(own["median"].to_numpy() - truth)
 
 
-def _check_measured(metrics: Mapping[str, Any], path: Path, trained: Path) -> None:
-    """Raise `ReleaseError` unless `metrics`, the content of `path`, are of the regressor in `trained`."""
+def _check_measured(metrics: Mapping[str, Any], path: Path, trained: Path, store: Store) -> None:
+    """Raise `ReleaseError` unless `metrics`, the content of `path`, are of that regressor on that store."""
     measured, own = metrics.get("regressor"), sealed_sha256(trained)
     if measured is None:
         raise ReleaseError(
             f"{path}: does not say which regressor was measured, as an earlier darkarc wrote it; "
+            "run `darkarc evaluate` again"
+        )
+    if metrics.get("tested_on") != [{"digest": store.digest}]:
+        raise ReleaseError(
+            f"{path}: measured on other images than those of {store.path} now, or by an earlier darkarc; "
             "run `darkarc evaluate` again"
         )
     if measured != [{"sha256": own}]:

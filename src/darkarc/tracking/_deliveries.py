@@ -77,6 +77,11 @@ def _dataset(client: "MlflowClient", run_id: str, batch: Sequence[Record]) -> No
     client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[context])])
 
 
+def kept_artifact(journal: Path, record: Record) -> Path:
+    """Where the file or folder of an artifact's record lies beside a journal that waits for its store."""
+    return journal.with_suffix("") / str(record.seq) / Path(record.body["path"]).name
+
+
 def _artifact(client: "MlflowClient", run_id: str, batch: Sequence[Record]) -> None:
     path, folder = Path(batch[0].body["path"]), batch[0].body["folder"] or None
     if path.is_dir():

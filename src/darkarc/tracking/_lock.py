@@ -37,11 +37,14 @@ class FileLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
-        except BaseException as error:
-            self.release()
-            if isinstance(error, (BlockingIOError, PermissionError)) and not self._wait:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+            except (BlockingIOError, PermissionError) as error:  # POSIX allows EAGAIN and EACCES
+                if self._wait:
+                    raise
                 raise Locked(f"{self.path}: held by another process") from error
+        except BaseException:
+            self.release()
             raise
 
     def release(self) -> None:

@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from darkarc.tracking import _deliveries
 from darkarc.tracking.errors import TrackingError
 from darkarc.tracking.journal import Journal, Record
-from darkarc.tracking.location import experiment_id, open_client, shown
+from darkarc.tracking.location import experiment_id, open_client, shown, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,7 +65,7 @@ class Sender:
             raise
         except Exception as error:
             if is_final(error):
-                raise TrackingError(f"{shown(self._uri)}: {self._without_password(error)}") from error
+                raise TrackingError(f"{shown(self._uri)}: {without_password(error)}") from error
             self._wait_before_next_try(error)
 
     def run_is_usable(self, run_id: str) -> bool:
@@ -137,7 +138,7 @@ class Sender:
         is_last = last == self._journal.records[-1].seq
         try:
             if batch[0].kind != "status" or is_last:  # an earlier end of a run that went on counts no more
-                _deliveries.DELIVERIES[batch[0].kind](self.client, run_id, batch)
+                _deliveries.DELIVERIES[batch[0].kind](self.client, run_id, self._as_kept(batch))
         except FileNotFoundError as error:
             _logger.warning("not recorded in the run: %s", error)
         except Exception as error:
@@ -150,6 +151,13 @@ class Sender:
             self._deliver_or_leave_out(batch, run_id, error)
         self._journal.acknowledge(last, run_id)
 
+    def _as_kept(self, batch: Sequence[Record]) -> Sequence[Record]:
+        """An artifact as it was when its run ended, if the store did not answer then."""
+        if batch[0].kind != "artifact":
+            return batch
+        kept = _deliveries.kept_artifact(self._journal.path, batch[0])
+        return [replace(batch[0], body=batch[0].body | {"path": str(kept)})] if kept.exists() else batch
+
     def _deliver_or_leave_out(self, batch: Sequence[Record], run_id: str, error: Exception) -> None:
         """Leave a record out only if a store that is well refuses it.
 
@@ -159,16 +167,15 @@ class Sender:
         """
         self.client.set_tag(run_id, REFUSED_TAG, f"{batch[0].kind}: {_first_line(error)}")
         try:
-            _deliveries.DELIVERIES[batch[0].kind](self.client, run_id, batch)
+            _deliveries.DELIVERIES[batch[0].kind](self.client, run_id, self._as_kept(batch))
         except Exception as again:
             if error_code(again) not in _REJECTED:
                 raise
-            _logger.warning("%s refuses to record %s: %s", shown(self._uri), batch[0].kind, again)
+            _logger.warning(
+                "%s refuses to record %s: %s", shown(self._uri), batch[0].kind, without_password(again)
+            )
         else:
             self.client.delete_tag(run_id, REFUSED_TAG)
-
-    def _without_password(self, text: object) -> str:
-        return str(text).replace(self._uri, shown(self._uri))
 
     def _wait_before_next_try(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + self._pause_s
@@ -179,7 +186,7 @@ class Sender:
                 "the tracking store %s does not take records (%s). The run goes on; everything is kept in %s "
                 "and sent when the store answers.",
                 shown(self._uri),
-                self._without_password(_first_line(error)),
+                _first_line(error),
                 self._journal.path,
             )
 
@@ -213,5 +220,5 @@ def is_final(error: Exception) -> bool:
 
 
 def _first_line(error: Any) -> str:
-    text = str(error).strip().splitlines()
+    text = without_password(error).strip().splitlines()
     return text[0][:300] if text else type(error).__name__

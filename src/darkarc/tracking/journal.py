@@ -66,6 +66,10 @@ class Journal:
             raise JournalError(
                 f"{self.path}: in use by another process; wait until it has ended, or end it"
             ) from error
+        except OSError as error:
+            raise JournalError(
+                f"{self._lock.path}: cannot be written ({error.strerror}); make its folder one of this user's"
+            ) from error
         try:
             self._good_bytes = self._read()
             self._file = self.path.open("ab", buffering=0)

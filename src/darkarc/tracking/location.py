@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """The UI then shows training runs and models first, not conversations with language models."""
 
 _SQLITE = "sqlite:///"
+DATABASE_PATIENCE_S = 20.0
+"""As long as MLflow waits for another process's transaction."""
 
 
 def project_root() -> Path:
@@ -63,6 +66,11 @@ def shown(uri: str) -> str:
     """The URI for messages and logs: without the user name and password that it may carry."""
     parts = urlsplit(uri)
     return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else uri
+
+
+def without_password(text: object) -> str:
+    """Text, such as an error's, without the user names and passwords of the URLs in it."""
+    return re.sub(r"(?<=://)[^/\s]+@", "", str(text))
 
 
 def sqlite_path(uri: str) -> Path:
@@ -170,14 +178,26 @@ def _reason(error: Exception) -> str:
 
 
 def _is_complete(path: Path) -> bool:
-    """The schema's version is the last thing that MLflow writes into a new database."""
+    """The schema's version is the last thing that MLflow writes into a new database.
+
+    Opened for writing: what a kill left half-written beside it is taken back first.
+    """
     if not path.is_file() or path.stat().st_size == 0:
         return False
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=DATABASE_PATIENCE_S
+        )
         try:
             return connection.execute("select count(*) from alembic_version").fetchone()[0] > 0
         finally:
             connection.close()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_IOERR_SHORT_READ):
+            return False  # no such table; or an end that is missing
+        raise TrackingError(
+            f"{path}: cannot be opened ({error}); leave it and the files beside it where they are, and run "
+            "the same command again when no other process holds it and this user may write there"
+        ) from error
     except sqlite3.DatabaseError:
         return False

@@ -146,22 +146,18 @@ def promote(
     if force is not None and not force.strip():
         raise RegistryError("force needs a reason; it is recorded with the version")
     candidate, champion = get_version(name, version), champion_version(name)
-    if champion is not None and champion.version == version:
-        already = candidate.tags.get(DECISION_TAG, "is champion already")
-        return Decision(True, already + ("" if force is None else " (champion already, nothing was forced)"))
-    decision = _compare(candidate, champion, coverage, gates, earlier or {})
-    if objections:
-        decision = Decision(False, "stays challenger, its test counts for nothing: " + "; ".join(objections))
-    if force is not None and decision.promote:
-        decision = Decision(True, f"{decision.reason} (force was not needed: {force.strip()})")
-    elif force is not None:
-        decision = Decision(True, f"forced: {force.strip()} (else: {decision.reason})")
-    if not decision.promote:
-        tag_version(name, version, {DECISION_TAG: decision.reason})
-        set_alias(name, CHALLENGER, version)
-        return decision
-    _enthrone(name, version, champion, decision.reason)
-    return decision
+    while True:
+        if champion is not None and champion.version == version:
+            return _still_champion(candidate, coverage, gates, force, objections)
+        decision = _decision(candidate, champion, coverage, gates, force, objections, earlier or {})
+        if not decision.promote:
+            tag_version(name, version, {DECISION_TAG: decision.reason})
+            set_alias(name, CHALLENGER, version)
+            return decision
+        before, champion = champion, champion_version(name)
+        if _number(before) == _number(champion):  # else another process has made one meanwhile
+            _enthrone(name, version, champion, decision.reason)
+            return decision
 
 
 def rollback(name: str, reason: str) -> ModelVersion:
@@ -175,10 +171,63 @@ def rollback(name: str, reason: str) -> ModelVersion:
     if not previous:
         raise RegistryError(f"{champion.uri} is the first champion of {name!r}; there is none before it")
     target = get_version(name, int(previous))
-    why = f"rolled back to version {target.version}: {reason.strip()}"
+    why = _why_back(target, reason)
     tag_version(name, champion.version, {DECISION_TAG: why, ROLLED_BACK_TAG: why})
-    set_alias(name, CHAMPION, target.version)
+    back = f"champion again, after version {champion.version}: {reason.strip()}"
+    tag_version(name, target.version, {DECISION_TAG: back})
+    _crown(name, target.version)
     return get_version(name, target.version)
+
+
+def was_rolled_back(version: ModelVersion, target: ModelVersion, reason: str) -> bool:
+    """Whether `rollback` with this reason has already gone from a version to `target`."""
+    return version.tags.get(ROLLED_BACK_TAG) == _why_back(target, reason)
+
+
+def _why_back(target: ModelVersion, reason: str) -> str:
+    return f"rolled back to version {target.version}: {reason.strip()}"
+
+
+def _decision(
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    coverage: Mapping[int, float],
+    gates: Gates,
+    force: str | None,
+    objections: Sequence[str],
+    earlier: Mapping[str, np.ndarray],
+) -> Decision:
+    """What the evidence says, and what `force` makes of it."""
+    decision = _compare(candidate, champion, coverage, gates, earlier)
+    if objections:
+        decision = Decision(False, "stays challenger, its test counts for nothing: " + "; ".join(objections))
+    if force is not None and decision.promote:
+        return Decision(True, f"{decision.reason} (force was not needed: {force.strip()})")
+    if force is not None:
+        return Decision(True, f"forced: {force.strip()} (else: {decision.reason})")
+    return decision
+
+
+def _still_champion(
+    champion: ModelVersion,
+    coverage: Mapping[int, float],
+    gates: Gates,
+    force: str | None,
+    objections: Sequence[str],
+) -> Decision:
+    """The champion registered again keeps its place and its reason; what speaks against it now is added."""
+    _crown(champion.name, champion.version)
+    try:
+        errors = read_test_errors(champion)
+    except RegistryError:
+        errors = None
+    against = [*objections, *gates.failures(coverage, 0 if errors is None else len(errors))]
+    reason = champion.tags.get(DECISION_TAG, "is champion already")
+    if force is not None:
+        reason += " (champion already, nothing was forced)"
+    if against:
+        reason += f" (champion still, but as measured now: {'; '.join(against)}; --rollback puts it down)"
+    return Decision(True, reason)
 
 
 def _compare(
@@ -197,7 +246,10 @@ def _compare(
     if champion is None:
         return decide(ours, None, coverage, gates)
     mine, other = candidate.tags.get(TEST_DIGEST_TAG), champion.tags.get(TEST_DIGEST_TAG)
-    theirs = read_test_errors(champion)
+    try:
+        theirs = read_test_errors(champion)
+    except RegistryError as error:
+        return Decision(False, f"stays challenger: the champion's errors cannot be read ({error})")
     if other is not None and other != mine and other in earlier:
         mine, ours = other, earlier[other]
     if theirs is None or mine is None or mine != other or len(ours) != len(theirs):
@@ -214,6 +266,15 @@ def _enthrone(name: str, version: int, champion: ModelVersion | None, reason: st
     """The way back is recorded before the alias moves, in one step, to the new champion."""
     previous = "" if champion is None else str(champion.version)
     tag_version(name, version, {DECISION_TAG: reason, PREVIOUS_TAG: previous})
+    _crown(name, version)
+
+
+def _crown(name: str, version: int) -> None:
+    """The alias `champion`, and that of a challenger no more."""
     set_alias(name, CHAMPION, version)
     if any(item.version == version and CHALLENGER in item.aliases for item in list_versions(name)):
         delete_alias(name, CHALLENGER)
+
+
+def _number(version: ModelVersion | None) -> int | None:
+    return None if version is None else version.version

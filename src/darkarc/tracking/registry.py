@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from darkarc.tracking._deliveries import shorten
 from darkarc.tracking._sender import error_code
 from darkarc.tracking.errors import RegistryError
-from darkarc.tracking.location import open_client, shown, tracking_uri
+from darkarc.tracking.location import open_client, shown, tracking_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -153,7 +153,9 @@ def fetch(version: ModelVersion, source: str, expected: str, target: Path) -> No
                 artifact_uri=source, dst_path=folder, tracking_uri=tracking_uri()
             )
         except Exception as error:
-            raise RegistryError(f"{version.uri}: cannot get {source}: {error}") from error
+            raise RegistryError(
+                f"{version.uri}: cannot get {without_password(f'{source}: {error}')}"
+            ) from error
         found = _sha256(Path(got))
         if found != expected:
             raise RegistryError(
@@ -171,7 +173,8 @@ def registry_errors() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RegistryError(f"model registry in {shown(tracking_uri(create=False))}: {error}") from error
+        where = shown(tracking_uri(create=False))
+        raise RegistryError(f"model registry in {where}: {without_password(error)}") from error
 
 
 def _version(found: Any, aliases: tuple[str, ...] | None = None) -> ModelVersion:

@@ -11,7 +11,7 @@ from darkarc.tracking import _deliveries
 from darkarc.tracking._sender import Sender
 from darkarc.tracking.journal import Journal
 from darkarc.tracking.lineage import dataset_facts
-from darkarc.tracking.location import shown
+from darkarc.tracking.location import shown, without_password
 
 if TYPE_CHECKING:
     from darkarc.data.store import Store
@@ -46,7 +46,8 @@ class RunTracker:
         try:
             return str(self._sender.client.get_run(self.run_id).info.experiment_id)
         except Exception as error:
-            _logger.warning("%s: cannot ask for the experiment: %s", shown(self.tracking_uri), error)
+            where = shown(self.tracking_uri)
+            _logger.warning("%s: cannot ask for the experiment: %s", where, without_password(error))
             return None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -117,7 +118,8 @@ class RunTracker:
                 self._sender.client.set_tag(before, "darkarc.continued_in", wanted)
                 self._sender.client.set_terminated(before, status="KILLED")
         except Exception as error:
-            _logger.warning("%s: run %s could not be ended: %s", shown(self.tracking_uri), before, error)
+            where = shown(self.tracking_uri)
+            _logger.warning("%s: run %s could not be ended: %s", where, before, without_password(error))
 
     def end_run(self, status: str, patience_s: float) -> bool:
         """Give the run its status; whether everything has reached the store."""

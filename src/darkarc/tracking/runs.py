@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from darkarc.config import Config
 from darkarc.durable import write_file
+from darkarc.tracking._deliveries import kept_artifact
 from darkarc.tracking._sender import TOKEN_TAG
 from darkarc.tracking.errors import JournalError, TrackingError
 from darkarc.tracking.journal import Journal
 from darkarc.tracking.lineage import lineage_tags
-from darkarc.tracking.location import open_client, project_root, shown, tracking_uri
+from darkarc.tracking.location import open_client, project_root, shown, tracking_uri, without_password
 from darkarc.tracking.run_tracker import RunTracker, tag_values
 from darkarc.tracking.system_metrics import SystemMetrics
 
@@ -132,10 +134,22 @@ def send_unsent() -> None:
         except JournalError as error:
             _logger.warning("%s", error)
             continue
-        except TrackingError:
-            return  # the store is still away
+        except TrackingError as error:
+            if not _answers():
+                return
+            _logger.warning("%s", error)  # this run's experiment may be gone, say: the others are sent
+            continue
+        shutil.rmtree(journal.with_suffix(""), ignore_errors=True)
         journal.unlink()
         journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+
+
+def _answers() -> bool:
+    try:
+        open_client().search_experiments(max_results=1)
+    except Exception:
+        return False
+    return True
 
 
 def find_run(token: str) -> tuple[str, str] | None:
@@ -145,7 +159,8 @@ def find_run(token: str) -> tuple[str, str] | None:
         experiments = [item.experiment_id for item in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
     except Exception as error:
-        _logger.warning("%s: cannot look for the run: %s", shown(tracking_uri(create=False)), error)
+        where = shown(tracking_uri(create=False))
+        _logger.warning("%s: cannot look for the run: %s", where, without_password(error))
         return None
     return (found[0].info.run_id, found[0].info.experiment_id) if found else None
 
@@ -155,7 +170,8 @@ def run_tags(run_id: str) -> dict[str, str]:
     try:
         return dict(open_client().get_run(run_id).data.tags)
     except Exception as error:
-        _logger.warning("%s: cannot read run %s: %s", shown(tracking_uri(create=False)), run_id, error)
+        where = shown(tracking_uri(create=False))
+        _logger.warning("%s: cannot read run %s: %s", where, run_id, without_password(error))
         return {}
 
 
@@ -164,9 +180,15 @@ def _unsent_folder() -> Path:
 
 
 def _keep_unsent(journal: Journal) -> None:
-    """A copy out of the way: who owns the journal may remove it when its own work is done."""
+    """A copy out of the way: who owns the journal may remove it when its own work is done.
+
+    With copies of the artifacts, for the next run writes its own in their places.
+    """
     kept = _unsent_folder() / f"{journal.run['token']}.jsonl"
     try:
+        for record in journal.pending:
+            if record.kind == "artifact":
+                _copy(Path(record.body["path"]), kept_artifact(kept, record))
         write_file(kept, journal.path.read_bytes())
     except OSError as error:
         kept = journal.path
@@ -178,6 +200,15 @@ def _keep_unsent(journal: Journal) -> None:
         kept,
         kept,
     )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file or a folder; nothing where there is none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.is_file():
+        shutil.copyfile(source, target)
 
 
 def _open_journal(path: Path, run_id: str | None) -> Journal:
