@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +355,24 @@ def test_a_full_disk_is_an_error_that_can_be_mended(tmp_path: Path, monkeypatch:
                 append(writer, images_of(5), 5)
     with open_writer(tmp_path / "store") as writer:
         assert writer.n_written >= 5
+
+
+def test_the_example_of_the_documentation_goes_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "store.md").read_text()
+    (code,) = re.findall(r"## Writing one\n\n```python\n(.*?)```", page, flags=re.DOTALL)
+    images = np.random.default_rng(0).normal(size=(12, 64, 64)).astype(np.float32)
+    batches = [(images[i : i + 3], [f"s{i + k}" for k in range(3)]) for i in range(0, 12, 3)]
+
+    def interrupted() -> Iterator[Any]:
+        yield from batches[:2]
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        exec(code, {"batches": interrupted()})
+    exec(code, {"batches": batches})
+    store = Store.open(tmp_path / "data" / "mine")
+    np.testing.assert_array_equal(store.images(), images)
+    assert store.samples.column("sample_id").to_pylist() == [f"s{i}" for i in range(12)]
