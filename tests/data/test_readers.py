@@ -1,6 +1,7 @@
 """What predict takes: every kind of file gives its images, a bad one gives a reason, none ends the stream."""
 
 import bz2
+import errno
 import gzip
 import io
 import os
@@ -369,6 +370,25 @@ class TestFolders:
         many = said_of(Counter({f".k{n}": 1 for n in range(9)}))
         assert many.startswith("passed over 9 other files: 1 .k0, ") and many.endswith(", 1 .k5, ...")
         assert said_of(Counter()) == ""
+
+    def test_a_folder_that_may_not_be_read_does_not_end_the_stream(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("1", "2", "3"):
+            (tmp_path / name).mkdir()
+            np.save(tmp_path / name / "lens.npy", IMAGES[int(name)])
+        stat = Path.stat
+
+        def forbidden(self: Path, **options: Any) -> os.stat_result:
+            if self.parent == tmp_path / "2":  # as for a user without the right to enter it
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+            return stat(self, **options)
+
+        monkeypatch.setattr(Path, "stat", forbidden)
+        items = read(tmp_path)
+        assert [item.error for item in items] == [None, "cannot be read: Permission denied", None]
+        assert items[1].path == str(tmp_path / "2")
+        assert only_error(tmp_path / "2" / "lens.npy") == "cannot be read: Permission denied"
 
     def test_links_in_a_circle(self, tmp_path: Path) -> None:
         np.save(tmp_path / "1.npy", IMAGES[0])

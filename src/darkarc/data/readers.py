@@ -22,7 +22,9 @@ from darkarc.data._npy import BadFile
 
 __all__ = ["READERS", "ImageItem", "iter_images", "said_of"]
 
-READERS: dict[str, Callable[[Path], Iterator[Block | BadFile]]] = {
+Reader = Callable[[Path], Iterator[Block | BadFile]]
+
+READERS: dict[str, Reader] = {
     ".npy": npy_blocks,
     ".npz": npz_blocks,
     ".fits": fits_blocks,
@@ -92,18 +94,23 @@ def said_of(passed_over: Counter[str]) -> str:
 
 
 def _expand(path: Path, passed_over: Counter[str]) -> Iterator[ImageItem]:
-    if not path.exists():
+    try:
+        there, is_store, is_folder = path.exists(), (path / MANIFEST).is_file(), path.is_dir()
+    except OSError as error:
+        yield _unreadable(path, error)
+        return
+    if not there:
         yield ImageItem(str(path), None, None, "no such file or folder")
-    elif (path / MANIFEST).is_file():
+    elif is_store:
         yield from _read(path, store_blocks)
-    elif path.is_dir():
+    elif is_folder:
         n = 0
         for found in _below(path, set(), passed_over):
             n += 1
             if isinstance(found, ImageItem):
                 yield found
             else:
-                yield from _read(found, store_blocks if found.is_dir() else _reader(found) or npy_blocks)
+                yield from _read(*found)
         if n == 0:
             yield ImageItem(str(path), None, None, f"no image file in it ({', '.join(READERS)})")
     elif reader := _reader(path):
@@ -113,19 +120,25 @@ def _expand(path: Path, passed_over: Counter[str]) -> Iterator[ImageItem]:
         yield ImageItem(str(path), None, None, f"of unknown kind; expected {endings}, a folder or a store")
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Block | BadFile]] | None:
+def _unreadable(path: Path, error: OSError) -> ImageItem:
+    return ImageItem(str(path), None, None, f"cannot be read: {error.strerror}")
+
+
+def _reader(path: Path) -> Reader | None:
     name = path.name.lower()
     return next((reader for ending, reader in READERS.items() if name.endswith(ending)), None)
 
 
-def _below(folder: Path, seen: set[tuple[int, int]], passed_over: Counter[str]) -> Iterator[Path | ImageItem]:
+def _below(
+    folder: Path, seen: set[tuple[int, int]], passed_over: Counter[str]
+) -> Iterator[tuple[Path, Reader] | ImageItem]:
     """Image files and stores below a folder, sorted; hidden ones are left out, loops of links cut."""
     try:
         status = folder.stat()
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        yield ImageItem(str(folder), None, None, f"cannot be read: {error.strerror}")
+        yield _unreadable(folder, error)
         return
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -134,23 +147,27 @@ def _below(folder: Path, seen: set[tuple[int, int]], passed_over: Counter[str]) 
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
-            if _reader(path):
-                yield path
-            else:
-                passed_over[ending(entry.name)] += 1
-        elif (path / MANIFEST).is_file():
-            yield path
-        else:
+        try:
+            is_folder = entry.is_dir()
+            is_store = is_folder and (path / MANIFEST).is_file()
+        except OSError as error:
+            yield _unreadable(path, error)
+            continue
+        if is_store:
+            yield path, store_blocks
+        elif is_folder:
             yield from _below(path, seen, passed_over)
+        elif reader := _reader(path):
+            yield path, reader
+        else:
+            passed_over[ending(entry.name)] += 1
 
 
-def _read(path: Path, reader: Callable[[Path], Iterator[Block | BadFile]]) -> Iterator[ImageItem]:
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        # Opening a pipe would wait for ever.
-        yield ImageItem(str(path), None, None, "not a regular file")
-        return
+def _read(path: Path, reader: Reader) -> Iterator[ImageItem]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # Opening a pipe would wait for ever.
+            raise BadFile(path, "not a regular file")
         for block in reader(path):
             if isinstance(block, BadFile):
                 yield ImageItem(f"{path}:{block.path}", None, None, block.reason)
