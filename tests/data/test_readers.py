@@ -188,6 +188,24 @@ class TestNpz:
         check(items, IMAGES[:3], [0, 1, None])
         assert [item.path.rpartition(":")[2] for item in items] == ["first", "first", "second"]
 
+    def test_what_is_no_image_does_not_lose_the_others(self, tmp_path: Path) -> None:
+        np.savez(
+            tmp_path / "x.npz",
+            a=np.array(["x"]),
+            b=np.array([True]),
+            c=np.zeros((1,) * 6),
+            d=IMAGES[0],
+            e=np.array([SQUARE, None], dtype=object),
+            f=np.asfortranarray(IMAGES),
+            g=IMAGES[1],
+        )
+        items = read(tmp_path / "x.npz")
+        assert [item.path.rpartition(":")[2] for item in items] == ["d", "e", "f", "g"]
+        assert "without pickle" in (items[1].error or "") and "Fortran" in (items[2].error or "")
+        check([items[0], items[3]], IMAGES[:2], [None, None])
+        np.savez(tmp_path / "y.npz", a=np.array(["x"]), b=np.array([True]))
+        assert "a.npy: its values are of type 'U1'" in only_error(tmp_path / "y.npz")
+
     def test_object_arrays_are_refused(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "x.npz", a=np.array([SQUARE, None], dtype=object))
         assert "without pickle" in only_error(tmp_path / "x.npz")
@@ -256,6 +274,13 @@ class TestFits:
             assert only_error(tmp_path / name) == "it unpacks to over 200 times its size"
         (tmp_path / "y.fits").write_bytes(bz2.compress(plain.getvalue()))
         assert "not a FITS file" in only_error(tmp_path / "y.fits")
+
+    def test_spectra_beside_images_are_passed_over(self, tmp_path: Path) -> None:
+        units = [fits.PrimaryHDU(np.ones(7)), fits.ImageHDU(IMAGES[0])]
+        fits.HDUList(units).writeto(tmp_path / "x.fits")
+        check(read(tmp_path / "x.fits"), IMAGES[:1], [None])
+        fits.HDUList(units[:1]).writeto(tmp_path / "y.fits")
+        assert "no image in it; extension 0: shape (7,)" in only_error(tmp_path / "y.fits")
 
     def test_no_image(self, tmp_path: Path) -> None:
         fits.HDUList([fits.PrimaryHDU()]).writeto(tmp_path / "x.fits")
@@ -334,6 +359,12 @@ class TestFolders:
         ]
         assert [item.error is not None for item in items] == [False] * 5 + [True]
         check(items[:2], IMAGES[2:4], [0, 1])
+
+    def test_an_archive_without_images_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("x")
+        with tarfile.open(tmp_path / "c.tgz", "w:gz") as tar:
+            tar.add(tmp_path / "notes.txt", arcname="notes.txt")
+        assert only_error(tmp_path / "c.tgz") == "no .npy file in it"
 
     def test_a_damaged_store_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "store").mkdir()

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from darkarc.data._npy import BadFile, read_bytes, read_header
+from darkarc.data._npy import BadFile, NoPixels, read_bytes, read_header
 from darkarc.data._sources import ArchiveSource
 from darkarc.data.deeplense import MAX_PIXELS, MIN_SIDE, decode_deeplense
 from darkarc.data.store import Store
@@ -103,8 +103,11 @@ def npy_blocks(path: Path) -> Iterator[Block]:
     yield from stack.blocks("", lambda index: np.array(mapped[index]))
 
 
-def npz_blocks(path: Path) -> Iterator[Block]:
-    """Each array of an `.npz`, unpacked as a stream; object arrays are refused."""
+def npz_blocks(path: Path) -> Iterator[Block | BadFile]:
+    """Each array of an `.npz`, unpacked as a stream; what cannot be images is passed over.
+
+    Object arrays, and images in Fortran order, are refused one by one: the others are read.
+    """
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if not info.is_dir()]
         found, other = False, ""
@@ -114,9 +117,20 @@ def npz_blocks(path: Path) -> Iterator[Block]:
             inside = "" if len(members) == 1 else info.filename.removesuffix(".npy")
             with archive.open(info) as file:
                 start = file.read(10_012)
-                header = read_header(start, f"{path}:{info.filename}")
+                name = info.filename.removesuffix(".npy")
+                try:
+                    header = read_header(start, info.filename)
+                except NoPixels as error:
+                    other = other or str(error)
+                    continue
+                except BadFile as bad:
+                    found = True
+                    yield BadFile(name, bad.reason)
+                    continue
                 if header.dtype is None:
-                    raise BadFile(path, f"{info.filename} is an object array; an .npz is read without pickle")
+                    found = True
+                    yield BadFile(name, "an object array; an .npz is read without pickle")
+                    continue
                 if header.offset + header.n_bytes != info.file_size:
                     raise BadFile(path, f"{info.filename}: its header does not agree with its size")
                 try:
@@ -126,7 +140,8 @@ def npz_blocks(path: Path) -> Iterator[Block]:
                     continue
                 found = True
                 if header.fortran:
-                    raise BadFile(path, f"{info.filename} is in Fortran order; save it in C order")
+                    yield BadFile(name, "in Fortran order; save it in C order")
+                    continue
                 n_ahead = header.offset
                 reader = _Ahead(start[n_ahead:], file, header.dtype, header.shape)
                 yield from stack.blocks(inside, reader.read)
@@ -156,7 +171,8 @@ class _Ahead:
 
 
 def fits_blocks(path: Path) -> Iterator[Block]:
-    """Every image of a FITS file, (H, W) or cubes, plain or packed by gzip; tables are passed over."""
+    """Every image of a FITS file, (H, W) or cubes, plain or packed by gzip; tables and
+    other arrays are passed over."""
     from astropy.io import fits
 
     kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
@@ -171,12 +187,21 @@ def fits_blocks(path: Path) -> Iterator[Block]:
         images = [(number, unit) for number, unit in numbered if isinstance(unit, kinds) and unit.shape]
         if not images:
             raise BadFile(path, "no image in it")
+        found, other = False, ""
         for number, unit in images:
+            try:
+                stack = stack_of(unit.shape)
+            except ValueError as error:
+                other = other or f"extension {number}: {error}"
+                continue
+            found = True
             if isinstance(unit, fits.CompImageHDU):
                 _check_chunk(path, getattr(unit, "tile_shape", None) or unit.shape, 8)
             inside = "" if len(images) == 1 else str(number)
             read = partial(_read_section, path, unit)
-            yield from stack_of(unit.shape).blocks(inside, read)
+            yield from stack.blocks(inside, read)
+        if not found:
+            raise BadFile(path, f"no image in it; {other}")
 
 
 def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
@@ -280,10 +305,14 @@ def store_blocks(path: Path) -> Iterator[Block]:
 
 def archive_blocks(path: Path) -> Iterator[Block | BadFile]:
     """The `.npy` files of an archive of DeepLense's; a bad one does not end the others."""
+    found = False
     for file in ArchiveSource(path).files():
+        found = True
         try:
             image = decode_deeplense(file.read(), file.name, with_mass=False).image
         except BadFile as bad:
             yield bad
         else:
             yield Block(file.name, None, image[None])
+    if not found:
+        raise BadFile(path, "no .npy file in it")

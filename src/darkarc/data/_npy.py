@@ -47,6 +47,10 @@ def read_bytes(path: str | Path) -> bytes:
     return content
 
 
+class NoPixels(BadFile):
+    """An array that cannot be one of images: of text, of flags, of too many axes."""
+
+
 @dataclass(frozen=True)
 class NpyHeader:
     """What stands before the numbers; `dtype` is None for an object array, `offset` in bytes."""
@@ -63,7 +67,10 @@ class NpyHeader:
 
 
 def read_header(start: bytes | memoryview, path: str | Path) -> NpyHeader:
-    """Parse a `.npy` header from the first bytes of a file (10,012 suffice); raises `BadFile`."""
+    """Parse a `.npy` header from the first bytes of a file (10,012 suffice).
+
+    Raises `BadFile`, and `NoPixels` where only the type or the number of axes is not an image's.
+    """
     if bytes(start[:6]) != _MAGIC:
         raise BadFile(path, "not an .npy file (it does not begin with \\x93NUMPY)")
     if len(start) < 12:
@@ -79,10 +86,10 @@ def read_header(start: bytes | memoryview, path: str | Path) -> NpyHeader:
     text = bytes(start[begin : begin + length]).decode("latin1")
     descr, order, shape = _DESCR.search(text), _ORDER.search(text), _SHAPE.search(text)
     if not (descr and order and shape):
-        raise BadFile(path, "its header does not describe a plain array of numbers or an object array")
+        raise NoPixels(path, "its header does not describe a plain array of numbers or an object array")
     sides = tuple(int(side) for side in shape[1].replace("L", "").split(",") if side.strip())
     if len(sides) > _MAX_NDIM or any(side >= 2**40 for side in sides):
-        raise BadFile(path, f"its shape {shape[0][-80:]} is not an image's or a stack's")
+        raise NoPixels(path, f"its shape {shape[0][-80:]} is not an image's or a stack's")
     return NpyHeader(_dtype(descr[1], descr[2], path), order[1] == "True", sides, begin + length)
 
 
@@ -116,5 +123,5 @@ def _dtype(order: str, code: str, path: str | Path) -> np.dtype | None:
     if code in ("O", "O8", "O4"):
         return None
     if not _PIXELS.fullmatch(code):
-        raise BadFile(path, f"its values are of type {code!r}; an image holds real numbers")
+        raise NoPixels(path, f"its values are of type {code!r}; an image holds real numbers")
     return np.dtype(order.replace("=", "<") + code)
