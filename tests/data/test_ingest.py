@@ -328,10 +328,11 @@ class TestArchives:
         np.testing.assert_array_equal(archive.images(), folder.images(order))
         assert column(archive, "class") == [column(folder, "class")[i] for i in order]
 
-    def test_the_archive_of_a_test_set_is_a_test_set(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("ending", ["tgz", "TGZ", "Tar.gz"])
+    def test_the_archive_of_a_test_set_is_a_test_set(self, tmp_path: Path, ending: str) -> None:
         make_set(tmp_path / "set", n=2)
-        pack(tmp_path / "set", tmp_path / "Model_III_test.tgz")
-        store = quietly(tmp_path / "Model_III_test.tgz", tmp_path / "store").store
+        archive = pack(tmp_path / "set", tmp_path / f"Model_III_test.{ending}")
+        store = quietly(archive, tmp_path / "store").store
         assert column(store, "split") == ["test"] * 6
 
     @pytest.mark.parametrize(

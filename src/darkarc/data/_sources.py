@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -103,8 +104,7 @@ class ArchiveSource:
 
     def __init__(self, path: Path) -> None:
         self.root = path
-        name = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")
-        self.parents = ("", name)
+        self.parents = ("", re.sub(r"\.(tgz|tar|tar\.gz)$", "", path.name, flags=re.IGNORECASE))
         self.n_bytes = path.stat().st_size
         self.n_read_bytes = 0
 
