@@ -462,7 +462,7 @@ class TestResumption:
         with pytest.raises(BadFile, match=r"axion_sim_0\.npy: constant"):
             quietly(tmp_path / "set", tmp_path / "store")
 
-    @pytest.mark.parametrize("damage", ["no ledger", "torn ledger", "other files"])
+    @pytest.mark.parametrize("damage", ["no ledger", "torn ledger", "other files", "written anew"])
     def test_where_the_rest_cannot_be_trusted_it_starts_over(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
     ) -> None:
@@ -476,9 +476,17 @@ class TestResumption:
             ledger.unlink()
         elif damage == "torn ledger":
             ledger.write_bytes(b"SQLite format 3\0" + os.urandom(5000))
+        elif damage == "written anew":
+            anew = write(tmp_path / "set" / "cdm" / "cdm_sim_0.npy", image_of(50))
+            status = anew.stat()
+            os.utime(anew, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
         else:
             write(tmp_path / "set" / "cdm" / "cdm_sim_50.npy", image_of(50))
-        assert quietly(tmp_path / "set", tmp_path / "store").n_ingested == 18 + (damage == "other files")
+        report = quietly(tmp_path / "set", tmp_path / "store")
+        assert report.n_ingested == 18 + (damage == "other files")
+        at = column(report.store, "sample_id").index("cdm/cdm_sim_0.npy")
+        expected = image_of(50 if damage == "written anew" else 1000).astype(np.float32)
+        np.testing.assert_array_equal(report.store.images([at])[0], expected)
 
 
 class TestFingerprint:

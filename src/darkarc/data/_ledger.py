@@ -18,6 +18,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS seen (pixels BLOB PRIMARY KEY, file TEXT UNIQUE, batch INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refused (file TEXT, reason TEXT, batch INTEGER);
 CREATE TABLE IF NOT EXISTS batches (batch INTEGER PRIMARY KEY, n_files INTEGER, n_samples INTEGER);
+CREATE TABLE IF NOT EXISTS source (changed TEXT);
 """
 
 
@@ -36,6 +37,16 @@ class Ledger:
 
     def close(self) -> None:
         self._database.close()
+
+    @property
+    def source(self) -> str | None:
+        """`Listing.changed` of the files that this ledger is of; None if it does not know."""
+        row = self._database.execute("SELECT changed FROM source").fetchone()
+        return row[0] if row else None
+
+    @source.setter
+    def source(self, changed: str) -> None:
+        self._database.execute("INSERT INTO source VALUES (?)", (changed,))
 
     def go_back_to(self, n_samples: int) -> bool:
         """Forget what came after the n-th sample; False where the ledger does not know that point."""

@@ -55,12 +55,14 @@ class Listing:
     """What a source holds, known before any image is read.
 
     `n_files` counts `.npy` files (None: not known before the end), `digest` names and sizes,
-    `n_other` files that are no `.npy`. `voters` are some 100 to 200 files spread over all of it (an archive's
-    first ones), `folders` the folders of files below the source (an archive's voters').
+    `n_other` files that are no `.npy`; `changed` is another where a file was written anew. `voters` are some
+    100 to 200 files spread over all of it (an archive's first ones), `folders` the folders of files below the
+    source (an archive's voters').
     """
 
     n_files: int | None
     digest: str
+    changed: str
     n_other: int
     voters: tuple[SourceFile, ...]
     folders: tuple[tuple[str, ...], ...]
@@ -76,7 +78,7 @@ class FolderSource:
         self.parents = (resolved.parent.name, resolved.name)
 
     def listing(self) -> Listing:
-        digest, n_files, n_other = hashlib.sha256(), 0, 0
+        digest, changed, n_files, n_other = hashlib.sha256(), hashlib.sha256(), 0, 0
         voters: list[SourceFile] = []
         stride = 1
         folders: dict[str, None] = {}
@@ -84,7 +86,9 @@ class FolderSource:
             if not is_npy(name):
                 n_other += 1
                 continue
-            digest.update(f"{name}\0{entry.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            status = entry.stat()
+            digest.update(f"{name}\0{status.st_size}\0".encode("utf-8", "surrogateescape"))
+            changed.update(f"{name}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
             folders[name.rpartition("/")[0]] = None
             if n_files % stride == 0:
                 voters.append(_source_file(name, entry))
@@ -93,7 +97,7 @@ class FolderSource:
                     stride *= 2
             n_files += 1
         parts = tuple(tuple(folder.split("/")) if folder else () for folder in folders)
-        return Listing(n_files, digest.hexdigest(), n_other, tuple(voters), parts)
+        return Listing(n_files, digest.hexdigest(), changed.hexdigest(), n_other, tuple(voters), parts)
 
     def files(self) -> Iterator[SourceFile]:
         return (_source_file(name, entry) for name, entry in _walk(self.root) if is_npy(name))
@@ -117,7 +121,8 @@ class ArchiveSource:
             digest.update(file.read(2**20))
         voters = tuple(self._first_files())
         folders = tuple(dict.fromkeys(voter.parts[:-1] for voter in voters))
-        return Listing(None, digest.hexdigest(), 0, voters, folders)
+        changed = f"{self.n_bytes} {self.root.stat().st_mtime_ns}"
+        return Listing(None, digest.hexdigest(), changed, 0, voters, folders)
 
     def _first_files(self) -> Iterator[SourceFile]:
         n_bytes = 0

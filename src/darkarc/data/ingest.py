@@ -66,7 +66,7 @@ def ingest(
     listing = files.listing()
     rules = _rules(files, listing, log10_mass_range_ev)
     with _open_writer(files, listing, rules, Path(out), replace) as writer:
-        ledger = _open_ledger(writer)
+        ledger = _open_ledger(writer, listing.changed)
         try:
             _write(files, listing, rules, writer, ledger, on_bad, progress)
         except (BadFile, IngestError):
@@ -151,19 +151,24 @@ def _open_writer(
     )
 
 
-def _open_ledger(writer: StoreWriter) -> Ledger:
-    """The ledger at the point where the writer stands; both start over where they do not agree."""
+def _open_ledger(writer: StoreWriter, changed: str) -> Ledger:
+    """The ledger at the point where the writer stands.
+
+    Both start over where they do not agree, or files were written anew since the call before.
+    """
     path = writer.folder / _LEDGER
     try:
         ledger = Ledger(path)
-        if ledger.go_back_to(writer.n_written):
+        if ledger.source == changed and ledger.go_back_to(writer.n_written):
             return ledger
         ledger.close()
     except sqlite3.DatabaseError:
         # A power cut may have torn it.
         pass
     writer.start_over()
-    return Ledger(path)
+    ledger = Ledger(path)
+    ledger.source = changed
+    return ledger
 
 
 def _write(
