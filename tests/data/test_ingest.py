@@ -256,6 +256,24 @@ class TestBadFiles:
         with pytest.raises(BadFile, match=r"no_sub_sim_99\.npy: the same image as cdm/cdm_sim_3\.npy"):
             quietly(tmp_path / "set", tmp_path / "store")
 
+    @pytest.mark.parametrize("on_bad", ["stop", "skip"])
+    @pytest.mark.parametrize("names", [("Model_II", "Model_II_test"), ("test", "train"), ("test", "val")])
+    def test_a_published_test_image_outside_of_the_test_set_ends_the_ingest(
+        self, tmp_path: Path, names: tuple[str, str], on_bad: Any
+    ) -> None:
+        for number, name in enumerate(names):
+            make_set(tmp_path / "root" / name, n=2, seed=10 * number)
+            write(tmp_path / "root" / name / "cdm" / "cdm_sim_7.npy", image_of(77))
+        test, other = sorted(names, key=lambda name: "test" not in name)
+        reason = (
+            rf"{test}/cdm/cdm_sim_7\.npy lies in the published test .*: remove {other}/cdm/cdm_sim_7\.npy"
+        )
+        with pytest.raises(IngestError, match=reason):
+            quietly(tmp_path / "root", tmp_path / "store", on_bad=on_bad)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
+        (tmp_path / "root" / other / "cdm" / "cdm_sim_7.npy").unlink()
+        assert quietly(tmp_path / "root", tmp_path / "store", on_bad=on_bad).n_ingested == 13
+
     def test_the_set_is_what_most_files_are(self, tmp_path: Path) -> None:
         make_set(tmp_path / "set")
         write(tmp_path / "set" / "axion" / "axion_sim_.npy", np.random.normal(size=(20, 20)), 1e-23)

@@ -13,9 +13,11 @@ from pathlib import Path
 from darkarc.data._manifest import StoreError
 from darkarc.data._npy import BadFile
 from darkarc.data._screening import Accepted
+from darkarc.data._sources import IngestError
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS seen (pixels BLOB PRIMARY KEY, file TEXT UNIQUE, batch INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen
+    (pixels BLOB PRIMARY KEY, file TEXT UNIQUE, split TEXT, batch INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refused (file TEXT, reason TEXT, batch INTEGER);
 CREATE TABLE IF NOT EXISTS batches (batch INTEGER PRIMARY KEY, n_files INTEGER, n_samples INTEGER);
 CREATE TABLE IF NOT EXISTS source (changed TEXT);
@@ -61,7 +63,10 @@ class Ledger:
         return self._n_samples == n_samples
 
     def enter(self, results: Sequence[Accepted | BadFile]) -> tuple[list[Accepted], list[BadFile]]:
-        """Record a batch; images seen before, in it or earlier, are among the refused."""
+        """Record a batch; images seen before, in it or earlier, are among the refused.
+
+        Raises `IngestError` for an image of a published split that another file outside of it shares.
+        """
         try:
             return self._enter(results)
         except sqlite3.Error as error:
@@ -93,11 +98,14 @@ class Ledger:
         execute = self._database.execute
         pixels = bytes.fromhex(sample.pixel_sha256)
         try:
-            execute("INSERT INTO seen VALUES (?, ?, ?)", (pixels, sample.name, self._batch))
+            execute("INSERT INTO seen VALUES (?, ?, ?, ?)", (pixels, sample.name, sample.split, self._batch))
         except sqlite3.IntegrityError:
-            first = execute("SELECT file FROM seen WHERE pixels = ?", (pixels,)).fetchone()
-            reason = f"the same image as {first[0]}" if first else "a second file of this name in the archive"
-            return BadFile(sample.name, reason)
+            first = execute("SELECT file, split FROM seen WHERE pixels = ?", (pixels,)).fetchone()
+            if first is None:
+                return BadFile(sample.name, "a second file of this name in the archive")
+            if first[1] != sample.split:
+                raise _leak(*sorted([first, (sample.name, sample.split)], key=_rank)) from None
+            return BadFile(sample.name, f"the same image as {first[0]}")
         return None
 
     @property
@@ -116,3 +124,16 @@ class Ledger:
         writer.writerow(["file", "reason"])
         writer.writerows(self._database.execute("SELECT file, reason FROM refused ORDER BY rowid"))
         return text.getvalue().encode("utf-8")
+
+
+def _rank(file: tuple[str, str | None]) -> int:
+    """Test files come before those of other published splits, and these before the rest."""
+    return 0 if file[1] == "test" else 2 if file[1] is None else 1
+
+
+def _leak(kept: tuple[str, str | None], other: tuple[str, str | None]) -> IngestError:
+    where = f"in the published {other[1]} set" if other[1] else "outside of it"
+    return IngestError(
+        f"{kept[0]} lies in the published {kept[1]} set, and {other[0]}, {where}, is the same image: "
+        f"remove {other[0]}, or training sees an image of the {kept[1]} set"
+    )
