@@ -56,6 +56,34 @@ def test_batches_hold_the_stores_pixels_labels_and_masked_truths(store: Store, m
     assert np.isnan(truth[~axion]).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [("uint8", torch.int16), ("uint16", torch.int32), ("uint32", torch.int64)]
+)
+def test_counts_keep_their_values_and_count_for_memory_as_they_are_kept(
+    dtype: str, kept: torch.dtype, tmp_path: Path
+) -> None:
+    most = np.iinfo(dtype).max
+    images = np.random.default_rng(0).integers(0, most, (6, 16, 16), dtype, endpoint=True)
+    images[0, 0, 0] = most
+    with StoreWriter(
+        tmp_path / "counts", name="counts", origin="tests", instrument="model_i", shape=(16, 16), dtype=dtype,
+        parameters={},
+    ) as writer:  # fmt: skip
+        rows = {
+            "sample_id": [str(i) for i in range(6)],
+            "class": ["axion"] * 6,
+            "log10_axion_mass_ev": np.linspace(-23.5, -22.5, 6).tolist(),
+            "split": ["test"] * 6,
+        }
+        writer.append(images, rows)
+        store = writer.commit()
+    n_bytes = images.size * kept.itemsize
+    source = ImageSource(store, "test", PRIOR, memory_gb=n_bytes / 1e9)
+    assert source.resident is not None and source.resident.dtype == kept
+    np.testing.assert_array_equal(source.resident[:, 0].numpy(), images)
+    assert ImageSource(store, "test", PRIOR, memory_gb=(n_bytes - 1) / 1e9).resident is None
+
+
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:
     order = epoch_order(4, 2, 1000)
     assert sorted(order.tolist()) == list(range(1000))

@@ -10,6 +10,7 @@ import tarfile
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,30 @@ class TestFits:
         (tmp_path / "a.FITS.gz").write_bytes(gzip.compress(plain.getvalue())[:-500])
         assert only_error(tmp_path / "a.FITS.gz")
 
+    def test_a_tile_that_unpacks_to_more_than_it_says(self, tmp_path: Path) -> None:
+        counts = np.arange(192, dtype=np.int32).reshape(16, 12)
+        packed = fits.CompImageHDU(counts, compression_type="GZIP_1", tile_shape=(16, 12))
+        fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "good.fits")
+        check(read(tmp_path / "good.fits"), counts[None], [None])
+        with fits.open(tmp_path / "good.fits", disable_image_compression=True) as units:
+            header = units[1].header
+        streams = gzip.compress(bytes(1000)) + bytes(5) + gzip.compress(bytes(300 * 2**20))
+        bomb = np.frombuffer(streams, np.uint8)
+        column = fits.Column("COMPRESSED_DATA", "PB()", array=np.array([bomb, None], object)[:1])
+        table = fits.BinTableHDU.from_columns([column])
+        for key, value in header.items():
+            if key.startswith("Z"):
+                table.header[key] = value
+        fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "bomb.fits")
+        assert only_error(tmp_path / "bomb.fits") == "a tile of it unpacks to more than its 1536 bytes"
+
+    def test_large_tiles_that_are_what_they_say(self, tmp_path: Path) -> None:
+        image = np.random.default_rng(0).integers(0, 2**31, (400, 400)).astype(np.int32)
+        for kind in ("GZIP_1", "GZIP_2", "RICE_1"):
+            packed = fits.CompImageHDU(image, compression_type=kind, tile_shape=(400, 400))
+            fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / f"{kind}.fits")
+            check(read(tmp_path / f"{kind}.fits"), image[None], [None])
+
     def test_other_endings(self, tmp_path: Path) -> None:
         fits.PrimaryHDU(IMAGES[0]).writeto(tmp_path / "a.fts")
         counts = np.arange(192, dtype=np.int32).reshape(16, 12)
@@ -296,12 +321,66 @@ class TestHdf5:
             file["names"] = ["x", "y"]
             file["alias"] = h5py.SoftLink("/b")
             file["a/loop"] = file["a"]
-        assert "nested over 16" in read(tmp_path / "x.h5")[-1].error  # type: ignore[operator]  # fails on None
-        with h5py.File(tmp_path / "x.h5", "a") as file:
-            del file["a/loop"]
+            file["twin"] = file["a/images"]
         items = read(tmp_path / "x.h5")
         check(items, IMAGES[:3], [0, 1, None])
         assert [item.path.rpartition(":")[2] for item in items] == ["a/images", "a/images", "b"]
+
+    def test_links_that_multiply(self, tmp_path: Path) -> None:
+        """Twelve levels with three links to the next one: half a million names for one data set."""
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            group = file
+            for _ in range(12):
+                below = group.create_group("a")
+                group["b"] = group["c"] = below
+                group = below
+            group["images"] = IMAGES
+        items = read(tmp_path / "x.h5")
+        check(items, IMAGES, [0, 1, 2, 3, 4])
+
+    def test_groups_that_are_nested_too_deep(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["/".join("a" * 20)] = IMAGES
+        assert "nested over 16" in only_error(tmp_path / "x.h5")
+
+    @pytest.mark.parametrize("chunks", [None, (1, 64, 64)])
+    def test_pixels_that_were_never_written(self, chunks: Any, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("images", (10**9, 64, 64), "f4", chunks=chunks)
+        assert (tmp_path / "x.h5").stat().st_size < 10_000
+        assert only_error(tmp_path / "x.h5") == "images unpacks to over 200 times its size"
+
+    def test_a_chunk_that_unpacks_to_more_than_it_says(self, tmp_path: Path) -> None:
+        bomb = zlib.compress(bytes(300 * 2**20), 9)
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            shape = (2, 64, 64)
+            data = file.create_dataset("images", shape, "f4", chunks=(1, 64, 64), compression="gzip")
+            data.id.write_direct_chunk((1, 0, 0), bomb)
+        tracemalloc.start()
+        assert (
+            only_error(tmp_path / "x.h5") == "/images has a piece that unpacks to more than its 16384 bytes"
+        )
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        "packed", [{"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"}]
+    )
+    def test_large_chunks_that_are_what_they_say(self, packed: dict[str, Any], tmp_path: Path) -> None:
+        images = np.random.default_rng(0).normal(size=(40, 64, 64)).astype(np.float32)
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("images", data=images, chunks=(20, 64, 64), **packed)
+        check(read(tmp_path / "x.h5"), images, list(range(40)))
+
+    def test_compressed_twice(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plan.set_chunk((1, 64, 64))
+            plan.set_deflate(9)
+            plan.set_deflate(9)
+            space = h5py.h5s.create_simple((2, 64, 64))
+            h5py.h5d.create(file.id, b"images", h5py.h5t.IEEE_F32LE, space, plan)
+        assert only_error(tmp_path / "x.h5") == "/images is compressed more than once"
 
     def test_nothing_outside_the_file_is_read(self, tmp_path: Path) -> None:
         IMAGES.tofile(tmp_path / "secret.bin")

@@ -19,6 +19,7 @@ import numpy as np
 
 from darkarc.data._npy import BadFile, NoPixels, read_bytes, read_header
 from darkarc.data._sources import ArchiveSource
+from darkarc.data._unpacking import check_chunks, check_tiles
 from darkarc.data.deeplense import MAX_PIXELS, MIN_SIDE, decode_deeplense
 from darkarc.data.store import Store
 
@@ -171,8 +172,7 @@ class _Ahead:
 
 
 def fits_blocks(path: Path) -> Iterator[Block]:
-    """Every image of a FITS file, (H, W) or cubes, plain or packed by gzip; tables and
-    other arrays are passed over."""
+    """Every image of a FITS file, (H, W) or cubes, plain or packed by gzip; other units are passed over."""
     from astropy.io import fits
 
     kinds = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
@@ -187,6 +187,8 @@ def fits_blocks(path: Path) -> Iterator[Block]:
         images = [(number, unit) for number, unit in numbered if isinstance(unit, kinds) and unit.shape]
         if not images:
             raise BadFile(path, "no image in it")
+        if any(isinstance(unit, fits.CompImageHDU) for _, unit in images):
+            _heeding(path, lambda: check_tiles(path, file))
         found, other = False, ""
         for number, unit in images:
             try:
@@ -247,11 +249,13 @@ def _heeding(path: Path, call: Callable[[], Any]) -> Any:
 
 
 def hdf5_blocks(path: Path) -> Iterator[Block]:
-    """Every data set of 2 to 4 axes of an HDF5 file; nothing outside the file is followed."""
+    """Every data set of 2 to 4 axes of an HDF5 file, once; nothing outside the file is followed."""
     import h5py
 
+    # Where nothing was written, a few bytes may stand for any number of pixels.
+    left = _FREE_BYTES + _MAX_EXPANSION * path.stat().st_size
     with h5py.File(path, "r") as file:
-        names = list(_datasets(file, path))
+        names = list(_datasets(file, path, set()))
         found, other = False, ""
         for name in names:
             data = file[name]
@@ -266,13 +270,18 @@ def hdf5_blocks(path: Path) -> Iterator[Block]:
             if data.is_virtual or data.external:
                 raise BadFile(path, f"{name} lies in another file; only what is in this one is read")
             _check_chunk(path, data.chunks or (), data.dtype.itemsize)
+            check_chunks(path, data)
+            left -= math.prod(data.shape) * data.dtype.itemsize
+            if left < 0:
+                raise BadFile(path, f"{name} unpacks to over {_MAX_EXPANSION} times its size")
             found = True
             yield from stack.blocks("" if len(names) == 1 else name, data.__getitem__)
         if not found:
             raise BadFile(path, f"no image in it; {other}" if other else "no data set in it")
 
 
-def _datasets(group: Any, path: Path, prefix: str = "", depth: int = 0) -> Iterator[str]:
+def _datasets(group: Any, path: Path, seen: set[int], prefix: str = "", depth: int = 0) -> Iterator[str]:
+    """Names below a group; what several links lead to has the first one's."""
     import h5py
 
     if depth > 16:
@@ -284,10 +293,16 @@ def _datasets(group: Any, path: Path, prefix: str = "", depth: int = 0) -> Itera
         if not isinstance(link, h5py.HardLink):
             continue
         kind = group.get(name, getclass=True)
+        if kind not in (h5py.Dataset, h5py.Group):
+            continue
+        address = h5py.h5o.get_info(group.id, name.encode()).addr
+        if address in seen:
+            continue
+        seen.add(address)
         if kind is h5py.Dataset:
             yield f"{prefix}{name}"
-        elif kind is h5py.Group:
-            yield from _datasets(group[name], path, f"{prefix}{name}/", depth + 1)
+        else:
+            yield from _datasets(group[name], path, seen, f"{prefix}{name}/", depth + 1)
 
 
 def _check_chunk(path: Path, chunk: Sequence[int], item_bytes: int) -> None:

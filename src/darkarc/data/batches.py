@@ -74,7 +74,7 @@ class ImageSource:
         self.auxiliary = torch.from_numpy(_auxiliary(store, self.rows, names)).to(self.device)
         self._store = store
         height, width = store.shape
-        n_bytes = len(self.rows) * height * width * np.dtype(store.manifest.dtype).itemsize
+        n_bytes = len(self.rows) * height * width * _type_in_torch(store.manifest.dtype).itemsize
         self.resident: Tensor | None = None
         if n_bytes <= memory_gb * 1e9:
             self.resident = self._read(self.rows).to(self.device)
@@ -101,11 +101,13 @@ class ImageSource:
 
 def as_tensor(images: np.ndarray) -> Tensor:
     """A copy of a store's images (N, H, W) as (N, 1, H, W), in a type that torch computes in."""
-    images = np.array(images)
-    if images.dtype.kind == "u":
-        # torch computes on few unsigned types; the next signed one holds every count.
-        images = images.astype(np.int16 if images.dtype.itemsize == 1 else np.int64)
-    return torch.from_numpy(images)[:, None]
+    return torch.from_numpy(np.array(images, _type_in_torch(images.dtype)))[:, None]
+
+
+def _type_in_torch(dtype: np.typing.DTypeLike) -> np.dtype:
+    """torch computes on few unsigned types; the next signed one holds every count."""
+    dtype = np.dtype(dtype)
+    return np.dtype(f"i{min(8, 2 * dtype.itemsize)}") if dtype.kind == "u" else dtype
 
 
 def _auxiliary(store: Store, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
