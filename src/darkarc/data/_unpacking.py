@@ -66,15 +66,14 @@ def check_tiles(path: Path, file: Any) -> None:
     for unit in fits.open(file, memmap=False, disable_image_compression=True):
         if not unit.header.get("ZIMAGE"):
             continue
-        sides = [
-            int(unit.header.get(f"ZTILE{k}", 1)) for k in range(1, 1 + int(unit.header.get("ZNAXIS", 0)))
-        ]
-        sides[:1] = [int(unit.header.get("ZTILE1", unit.header.get("ZNAXIS1", 1)))] if sides else []
+        header = unit.header
+        across = header.get("ZTILE1", header.get("ZNAXIS1", 1))  # a tile is a row unless the header says more
+        sides = [across, *(header.get(f"ZTILE{k}", 1) for k in range(2, 1 + header.get("ZNAXIS", 0)))]
         most = 8 * math.prod(sides) + SLACK
         for name in ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA"):
             if name not in unit.columns.names:
                 continue
-            for row in unit.data[name]:
-                piece = row.tobytes()
+            for tile in unit.data[name]:
+                piece = tile.tobytes()
                 if len(piece) * MAX_DEFLATE > FREE_BYTES and unpacks_beyond(piece, most):
                     raise BadFile(path, f"a tile of it unpacks to more than its {most - SLACK} bytes")
